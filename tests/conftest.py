@@ -1,0 +1,32 @@
+"""Test settings. JAX reads its flags from the environment, so they are set here, before anything imports it."""
+
+import getpass
+import os
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+
+FLAGS = {
+    "JAX_PLATFORMS": "cpu",
+    # A silent broadcast or up-cast in a model is a bug that a comparison with a loose tolerance hides.
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    # A second run of the tests finds its compiled programs; the folder may be deleted at any time.
+    "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"jaxserve-test-cache-{getpass.getuser()}"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    # No test may reach the network by accident; tests marked `network` take this away.
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+
+for name, value in FLAGS.items():
+    os.environ.setdefault(name, value)
+if DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICE_COUNT_FLAG}=8".strip()
+
+# In CI the same examples each time; by hand new ones. No deadline: the first example may compile.
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("dev", deadline=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
