@@ -1,6 +1,6 @@
 """Prints how large the code is: the ten longest files and functions, and the host engine as a whole.
 
-    python scripts/print_sizes.py
+python scripts/print_sizes.py
 """
 
 import ast
@@ -26,7 +26,10 @@ def functions(path: Path) -> Iterator[tuple[int, str]]:
     """(lines, name) of each function of a file, decorators and docstring included."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield (node.end_lineno or node.lineno) - node.lineno + 1, f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+            yield (
+                (node.end_lineno or node.lineno) - node.lineno + 1,
+                f"{path.relative_to(ROOT)}:{node.lineno} {node.name}",
+            )
 
 
 def host_engine_lines() -> dict[str, int]:
@@ -46,7 +49,8 @@ def print_table(title: str, rows: list[tuple[int, str]]) -> None:
 
 def main() -> int:
     files = [path for folder in FOLDERS for path in python_files(ROOT / folder)]
-    print_table("longest files (aim 100 to 250 lines, stop at 400)", [(num_lines(p), str(p.relative_to(ROOT))) for p in files])
+    lengths = [(num_lines(path), str(path.relative_to(ROOT))) for path in files]
+    print_table("longest files (aim 100 to 250 lines, stop at 400)", lengths)
     print_table("longest functions (stop at 60)", [row for path in files for row in functions(path)])
     sizes = host_engine_lines()
     print("\nhost engine")
