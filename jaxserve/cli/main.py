@@ -1,6 +1,94 @@
-"""The `jaxserve` command. Sub-commands are imported when they are asked for, so that `--help` is quick."""
+"""The `jaxserve` command: finds the sub-command, hands over, and turns failures into one sentence and an exit code.
+
+Sub-commands are modules with `USAGE`, `add_arguments(parser)` and `run(args) -> int`; each is imported only when it
+is asked for, and imports jax only after its arguments are known to be right, so that `--help` and mistakes are quick.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from jaxserve.cli.flags import nearest, parse
+from jaxserve.errors import JaxserveError
+
+COMMANDS = {
+    "generate": ("jaxserve.cli.generate", "complete prompts, streaming the text"),
+    "chat": ("jaxserve.cli.chat", "talk with a model in the terminal"),
+    "run-batch": ("jaxserve.cli.run_batch", "answer a file of requests in the OpenAI batch format; resumable"),
+    "bench": ("jaxserve.cli.bench", "measure throughput or latency on random prompts"),
+    "models": ("jaxserve.cli.models", "list what can be served, or describe one checkpoint"),
+}
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells expect
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
-def main() -> int:
-    """Entry point of the console script and of `python -m jaxserve`."""
-    raise SystemExit("jaxserve: the command line is not written yet")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script and of `python -m jaxserve`. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except JaxserveError as error:
+        print(f"jaxserve: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except BrokenPipeError:
+        # Whoever read us has gone (`| head`). Without this, the interpreter complains once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        print(f"jaxserve: {os_error_sentence(error)}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("\njaxserve: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the sub-command that `arguments` name."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if arguments else EXIT_USAGE
+    if arguments[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"jaxserve {version('jaxserve')}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS)
+        known = f"did you mean {hint!r}?" if hint else f"there are {', '.join(COMMANDS)}"
+        print(f"jaxserve: no sub-command {name!r}; {known}", file=sys.stderr)
+        return EXIT_USAGE
+    module = importlib.import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(
+        prog=f"jaxserve {name}",
+        usage=module.USAGE,
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    return module.run(parse(parser, arguments[1:]))
+
+
+def overview() -> str:
+    """The text of `jaxserve --help`."""
+    rows = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
+    return (
+        "usage: jaxserve COMMAND [options]\n\n"
+        "Serve language models with JAX.\n\n"
+        f"commands:\n{rows}\n\n"
+        "Each command explains itself: jaxserve COMMAND --help\n\n"
+        "example:\n"
+        '  jaxserve generate tiny "def add(a, b):"'
+    )
+
+
+def os_error_sentence(error: OSError) -> str:
+    """'no such file: x', instead of '[Errno 2] ...'."""
+    reason = (error.strerror or str(error)).lower()
+    return f"{reason}: {error.filename}" if error.filename else reason

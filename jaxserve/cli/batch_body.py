@@ -1,0 +1,304 @@
+"""Lines of an OpenAI batch file -> jobs. Every field is obeyed, or refused by name; nothing is dropped in silence."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from jaxserve.cli.flags import nearest
+from jaxserve.errors import JaxserveError
+from jaxserve.request import SamplingParams
+
+Prompt = str | list[int]
+
+
+class LineError(Exception):
+    """A line that cannot be answered. `code` is for programs, the message for people, `param` names the field."""
+
+    def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None, status: int = 400):
+        super().__init__(message)
+        self.code = code
+        self.param = param
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One request line, understood. `prompts` for completions and embeddings, `messages` for chat."""
+
+    custom_id: str
+    url: str
+    model: str
+    prompts: tuple[Prompt, ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()
+    params: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    echo: bool = False
+    template: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options of the chat template
+    base64: bool = False  # embeddings as base64 of little-endian float32
+
+
+def parse_line(line: str) -> tuple[str, dict[str, Any]]:
+    """(custom_id, the whole object) of a line; everything else is `parse_job`'s."""
+    try:
+        raw = json.loads(line)
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise LineError("holds half of a surrogate pair, which is not text", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        raise LineError(f"not JSON: {error.msg} at character {error.pos}", code="invalid_json") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise LineError(f"JSON that cannot be read: {error}", code="invalid_json") from None
+    if not isinstance(raw, dict):
+        raise LineError(f"a line must be a JSON object, not {_kind(raw)}", code="invalid_json")
+    custom_id = raw.get("custom_id")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise LineError("custom_id is missing or is not a text", code="missing_custom_id", param="custom_id")
+    return custom_id, raw
+
+
+def parse_job(raw: Mapping[str, Any], served: Collection[str]) -> Job:
+    """Check a line's url and body against the OpenAI schema.
+
+    Raises:
+      LineError: with the field at fault.
+    """
+    unknown = [key for key in raw if key not in ("custom_id", "method", "url", "body")]
+    if unknown:
+        raise LineError(f"unknown field {unknown[0]!r} beside custom_id, method, url and body", param=unknown[0])
+    if raw.get("method", "POST") != "POST":
+        raise LineError(f"method must be 'POST', not {raw['method']!r}", param="method")
+    url, body = raw.get("url"), raw.get("body")
+    if not isinstance(url, str) or url not in ENDPOINTS:
+        raise LineError(
+            f"url {url!r} is not supported; there are {', '.join(ENDPOINTS)}",
+            code="invalid_url",
+            param="url",
+            status=404,
+        )
+    if not isinstance(body, dict):
+        raise LineError(f"body must be a JSON object, not {_kind(body)}", param="body")
+    read, fields = ENDPOINTS[url]
+    body = {key: value for key, value in body.items() if value is not None}  # null means default
+    _check_fields(body, fields)
+    model = body.get("model", next(iter(served)))
+    if model not in served:
+        names = ", ".join(map(repr, served))
+        raise LineError(
+            f"model {model!r} is not served by this run, which serves {names}; --served-model-name adds a name",
+            code="model_not_found",
+            param="model",
+            status=404,
+        )
+    return read(raw["custom_id"], url, model, body)
+
+
+def _read_completion(custom_id: str, url: str, model: str, body: dict[str, Any]) -> Job:
+    if "prompt" not in body:
+        raise LineError("prompt is missing", param="prompt")
+    options = {"max_tokens": 16} | _sampling(body)
+    echo = body.get("echo", False)
+    if echo and "logprobs" in options:
+        options.setdefault("prompt_logprobs", options["logprobs"])
+    if body.get("best_of", options.get("n", 1)) != options.get("n", 1):
+        raise LineError("best_of other than n is not supported", param="best_of")
+    prompts = _prompts(body["prompt"], "prompt")
+    return Job(custom_id=custom_id, url=url, model=model, prompts=prompts, params=_params(options), echo=echo)
+
+
+def _read_chat(custom_id: str, url: str, model: str, body: dict[str, Any]) -> Job:
+    options = _sampling({key: value for key, value in body.items() if key not in ("logprobs", "top_logprobs")})
+    limits = {body[key] for key in ("max_tokens", "max_completion_tokens") if key in body}
+    if len(limits) > 1:
+        raise LineError("max_tokens and max_completion_tokens differ; give one", param="max_completion_tokens")
+    options["max_tokens"] = next(iter(limits), None)  # None: until the model ends or the context is full
+    if "top_logprobs" in body and not body.get("logprobs"):
+        raise LineError("top_logprobs needs logprobs: true", param="top_logprobs")
+    if body.get("logprobs"):
+        options["logprobs"] = body.get("top_logprobs", 0)
+    template = {key: body[key] for key in ("add_generation_prompt", "continue_final_message") if key in body}
+    return Job(
+        custom_id=custom_id,
+        url=url,
+        model=model,
+        messages=_messages(body.get("messages")),
+        params=_params(options),
+        template=template,
+    )
+
+
+def _read_embedding(custom_id: str, url: str, model: str, body: dict[str, Any]) -> Job:
+    if "input" not in body:
+        raise LineError("input is missing", param="input")
+    form = body.get("encoding_format", "float")
+    if form not in ("float", "base64"):
+        raise LineError(f"encoding_format must be 'float' or 'base64', not {form!r}", param="encoding_format")
+    prompts = _prompts(body["input"], "input")
+    return Job(custom_id=custom_id, url=url, model=model, prompts=prompts, base64=form == "base64")
+
+
+def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling options of a body under the names of `SamplingParams`."""
+    options = {key: body[key] for key in SAMPLING if key in body}
+    if "logit_bias" in options:
+        bias = options["logit_bias"]
+        if not all(key.isdecimal() and _is_number(value) for key, value in bias.items()):
+            raise LineError("logit_bias must map token ids to numbers", param="logit_bias")
+        options["logit_bias"] = {int(key): value for key, value in bias.items()}
+    return options
+
+
+def _params(options: dict[str, Any]) -> SamplingParams:
+    try:
+        return SamplingParams(**options)
+    except JaxserveError as error:
+        param = next((name for name in options if name in str(error)), None)
+        raise LineError(str(error), param=param) from None
+
+
+def _prompts(value: Any, param: str) -> tuple[Prompt, ...]:
+    """A text, a list of texts, token ids, or a list of token id lists."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and value:
+        if _are_whole(value):
+            return (value,)
+        if all(isinstance(item, str) for item in value):
+            return tuple(value)
+        if all(isinstance(item, list) and item and _are_whole(item) for item in value):
+            return tuple(value)
+    raise LineError(f"{param} must be a text, a list of texts, token ids, or a list of token id lists", param=param)
+
+
+def _messages(value: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not value:
+        raise LineError("messages must be a list with at least one message", param="messages")
+    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(value))
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    """A message with its content as one text; only text parts are understood."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise LineError(f"{where} must be an object with a role and a content", param=where)
+    content = message.get("content")
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise LineError(f"{where}.content: only parts of type 'text' are supported", param=where)
+        content = "\n".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise LineError(f"{where}.content must be a text or a list of text parts", param=where)
+    unknown = [key for key in message if key not in ("role", "content", "name") and message[key] is not None]
+    if unknown:
+        raise LineError(f"{where}.{unknown[0]} is not supported", param=where)
+    return {key: value for key, value in message.items() if value is not None} | {"content": content}
+
+
+def _check_fields(body: Mapping[str, Any], fields: Mapping[str, "Check"]) -> None:
+    """Each key known, of the right type, and, where we do not implement it, at the value that changes nothing."""
+    for key, value in body.items():
+        if key in LABELS:
+            continue
+        if key in NEUTRAL and key not in fields:
+            if value not in NEUTRAL[key]:
+                raise LineError(f"{key}={json.dumps(value)[:60]} is not supported", code="unsupported_field", param=key)
+            continue
+        if key not in fields:
+            hint = nearest(key, [*fields, *NEUTRAL])
+            meant = f"; did you mean {hint!r}?" if hint else ""
+            raise LineError(f"unknown field {key!r} in body{meant}", code="unknown_field", param=key)
+        is_right, wanted = fields[key]
+        if not is_right(value):
+            raise LineError(f"{key} must be {wanted}, not {_kind(value)}", param=key)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_whole(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_whole(item) for item in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "nothing")
+
+
+Check = tuple[Callable[[Any], bool], str]  # (is the value of the right type?, how to say what is wanted)
+WHOLE: Check = (_is_whole, "a whole number")
+NUMBER: Check = (_is_number, "a number")
+TEXT: Check = (lambda value: isinstance(value, str), "a text")
+BOOLEAN: Check = (lambda value: isinstance(value, bool), "true or false")
+OBJECT: Check = (lambda value: isinstance(value, dict), "an object")
+TOKEN_IDS: Check = (_are_whole, "a list of token ids")
+TEXTS: Check = (_are_texts, "a list of texts")
+STOP: Check = (lambda value: isinstance(value, str) or _are_texts(value), "a text or a list of texts")
+ANY: Check = (lambda _: True, "")  # checked where it is read
+
+SAMPLING: dict[str, Check] = {
+    # OpenAI's
+    "n": WHOLE,
+    "temperature": NUMBER,
+    "top_p": NUMBER,
+    "presence_penalty": NUMBER,
+    "frequency_penalty": NUMBER,
+    "seed": WHOLE,
+    "stop": STOP,
+    "max_tokens": WHOLE,
+    "logit_bias": OBJECT,
+    "logprobs": WHOLE,
+    # vLLM's
+    "top_k": WHOLE,
+    "min_p": NUMBER,
+    "repetition_penalty": NUMBER,
+    "stop_token_ids": TOKEN_IDS,
+    "include_stop_str_in_output": BOOLEAN,
+    "ignore_eos": BOOLEAN,
+    "min_tokens": WHOLE,
+    "skip_special_tokens": BOOLEAN,
+    "prompt_logprobs": WHOLE,
+    "allowed_token_ids": TOKEN_IDS,
+    "bad_words": TEXTS,
+    "structured_outputs": OBJECT,
+}
+LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # for the caller's books: they change no answer
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "stream_options": (),
+    "suffix": ("",),
+    "best_of": (1,),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "parallel_tool_calls": (True, False),  # without tools it says nothing
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "dimensions": (),
+}
+CHAT = {
+    "messages": ANY,
+    "max_completion_tokens": WHOLE,
+    "logprobs": BOOLEAN,
+    "top_logprobs": WHOLE,
+    "add_generation_prompt": BOOLEAN,
+    "continue_final_message": BOOLEAN,
+}
+ENDPOINTS: dict[str, tuple[Callable[[str, str, str, dict[str, Any]], Job], dict[str, Check]]] = {
+    "/v1/completions": (
+        _read_completion,
+        SAMPLING | {"model": TEXT, "prompt": ANY, "echo": BOOLEAN, "best_of": WHOLE},
+    ),
+    "/v1/chat/completions": (_read_chat, SAMPLING | {"model": TEXT} | CHAT),
+    "/v1/embeddings": (_read_embedding, {"model": TEXT, "input": ANY, "encoding_format": TEXT}),
+}

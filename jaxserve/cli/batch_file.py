@@ -1,0 +1,77 @@
+"""The output file of a batch: append-only JSON lines that survive `kill -9` without a lost or doubled answer.
+
+A line is written whole, newline last, in one write. What a killed run leaves is therefore whole lines and at most one
+torn last line, which the next run cuts off; the requests already answered are read from the file and skipped.
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jaxserve.errors import RequestError
+
+# Faults of lines that have no custom_id of their own: such a line is known by its number in the input.
+NAMELESS = ("invalid_json", "missing_custom_id", "duplicate_custom_id")
+LINE_START = b'{"id": "batch_req_'  # of every result line, torn or whole
+
+Key = str | int  # custom_id, or the number of a nameless line
+
+
+def open_results(path: Path) -> tuple[BinaryIO, set[Key]]:
+    """Open for appending; also says which requests are answered already.
+
+    Raises:
+      RequestError: the file is not the result of a batch, or another run is writing it.
+    """
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file, drop_torn_line(file, path)
+    except BlockingIOError:
+        file.close()
+        raise RequestError(f"another run is writing {path}", remedy="Wait for it, or give another -o") from None
+    except RequestError:
+        file.close()
+        raise
+
+
+def drop_torn_line(file: BinaryIO, path: Path) -> set[Key]:
+    """Read the answered keys, and cut the file after its last whole line."""
+    file.seek(0)
+    answered: set[Key] = set()
+    whole_bytes = 0
+    for number, line in enumerate(file, start=1):
+        if not line.endswith(b"\n"):
+            if not line.startswith(LINE_START[: len(line)]):  # not ours: a file given by mistake
+                raise not_a_result(number, path)
+            break
+        answered.add(key_of(line, number, path))
+        whole_bytes += len(line)
+    file.truncate(whole_bytes)
+    file.seek(0, os.SEEK_END)
+    return answered
+
+
+def key_of(line: bytes, number: int, path: Path) -> Key:
+    """The request that a result line answers."""
+    try:
+        result = json.loads(line)
+        error = result["error"] or {}
+        return int(error["line"]) if error.get("code") in NAMELESS else str(result["custom_id"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise not_a_result(number, path) from None
+
+
+def not_a_result(number: int, path: Path) -> RequestError:
+    return RequestError(
+        f"{path} line {number} is not the result of a batch, so nothing was written to it",
+        remedy="Give another -o, or remove the file",
+    )
+
+
+def append(file: BinaryIO, result: dict[str, Any]) -> None:
+    """Write one result line. After this returns the answer survives the death of this process."""
+    file.write(json.dumps(result, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    file.flush()
