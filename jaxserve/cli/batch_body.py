@@ -33,6 +33,7 @@ class Job:
     messages: tuple[dict[str, Any], ...] = ()
     params: SamplingParams = dataclasses.field(default_factory=SamplingParams)
     echo: bool = False
+    prompt_only: bool = False  # echo with max_tokens 0: the prompt is scored, nothing is added to it
     template: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options of the chat template
     base64: bool = False  # embeddings as base64 of little-endian float32
 
@@ -99,10 +100,21 @@ def _read_completion(custom_id: str, url: str, model: str, body: dict[str, Any])
     echo = body.get("echo", False)
     if echo and "logprobs" in options:
         options.setdefault("prompt_logprobs", options["logprobs"])
+    prompt_only = bool(echo) and options["max_tokens"] == 0
+    if prompt_only:
+        options["max_tokens"] = 1  # computed, then left out
     if body.get("best_of", options.get("n", 1)) != options.get("n", 1):
         raise LineError("best_of other than n is not supported", param="best_of")
     prompts = _prompts(body["prompt"], "prompt")
-    return Job(custom_id=custom_id, url=url, model=model, prompts=prompts, params=_params(options), echo=echo)
+    return Job(
+        custom_id=custom_id,
+        url=url,
+        model=model,
+        prompts=prompts,
+        params=_params(options),
+        echo=echo,
+        prompt_only=prompt_only,
+    )
 
 
 def _read_chat(custom_id: str, url: str, model: str, body: dict[str, Any]) -> Job:

@@ -8,9 +8,8 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-HELP_WIDTH = 100
+from types import MappingProxyType
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
@@ -29,18 +28,26 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
 
 
 def add_dataclass_flags(
-    parser: argparse.ArgumentParser, config_type: type, title: str, *, skip: Sequence[str] = ()
+    parser: argparse.ArgumentParser,
+    config_type: type,
+    title: str,
+    *,
+    skip: Sequence[str] = (),
+    texts: Mapping[str, str] = MappingProxyType({}),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """One flag per field: `max_num_seqs: int` -> `--max-num-seqs`, a bool -> `--x / --no-x`.
 
-    Flags that are not given leave no trace in the namespace; `given` collects the others.
+    Help and choices come from the field's metadata, or help from `texts`; `defaults` are a command's own, for the
+    help text. Flags that are not given leave no trace in the namespace; `given` collects the others.
     """
     group = parser.add_argument_group(title)
     hints = get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
         if field.name not in skip and field.init:
             flag = "--" + field.name.replace("_", "-")
-            options = flag_options(field, hints[field.name])
+            default = defaults.get(field.name, field.default)
+            options = flag_options(field, hints[field.name], texts.get(field.name, ""), default)
             group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, **options)
 
 
@@ -50,17 +57,17 @@ def given(args: argparse.Namespace, config_type: type) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def flag_options(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+def flag_options(field: dataclasses.Field[Any], hint: Any, text: str, default: Any) -> dict[str, Any]:
     """What `add_argument` needs for a field: type, action, choices, help."""
-    text = str(field.metadata.get("help", "")).replace("%", "%%")
-    shown = "" if field.default is dataclasses.MISSING or field.default is None else f" (default: {field.default})"
+    text = str(field.metadata.get("help", text)).replace("%", "%%")
+    shown = "" if default is None or default is dataclasses.MISSING else f" (default: {default})"
     options: dict[str, Any] = {"help": f"{text}{shown}".strip()}
+    if field.metadata.get("choices"):
+        return options | {"choices": field.metadata["choices"]}
     hint = without_none(hint)
     origin = get_origin(hint)
     if hint is bool:
         return options | {"action": argparse.BooleanOptionalAction}
-    if origin is Literal:
-        return options | {"choices": get_args(hint), "type": type(get_args(hint)[0])}
     if hint in (int, float, str):
         return options | {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
     if isinstance(origin, type) and issubclass(origin, Mapping):

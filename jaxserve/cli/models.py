@@ -16,7 +16,8 @@ from typing import Any
 
 from jaxserve.config import BUNDLED, find_model
 from jaxserve.errors import CheckpointError
-from jaxserve.models.config import ARCHITECTURES, ModelConfig, dense_from_hf
+from jaxserve.models.config import ARCHITECTURES, ModelConfig
+from jaxserve.models.registry import read_config, read_json
 
 USAGE = "jaxserve models [MODEL] [options]"
 DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -89,7 +90,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 def describe(folder: Path, max_model_len: int | None, max_num_seqs: int) -> dict[str, Any]:
     """The facts of a checkpoint, read from its config and the headers of its weights; no tensor is loaded."""
-    cfg = dense_from_hf(read_json(folder / "config.json"))
+    cfg = read_config(folder)
     tensors = [entry for path in sorted(folder.glob("*.safetensors")) for entry in tensor_headers(path)]
     weight_bytes = sum(DTYPE_BYTES.get(dtype, 4) * size for dtype, size in tensors)
     context = min(max_model_len or cfg.max_position, cfg.max_position)
@@ -129,20 +130,6 @@ def has_chat_template(folder: Path) -> bool:
         return True
     path = folder / "tokenizer_config.json"
     return path.exists() and bool(read_json(path).get("chat_template"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}", remedy="Name a folder in Hugging Face format"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return raw
 
 
 def tensor_headers(path: Path) -> list[tuple[str, int]]:

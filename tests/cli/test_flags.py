@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import pytest
 
@@ -17,7 +16,7 @@ class Options:
     temperature: float = 1.0
     seed: int | None = None
     enable_prefix_caching: bool = True
-    load_format: Literal["auto", "dummy"] = "auto"
+    load_format: str = dataclasses.field(default="auto", metadata={"choices": ("auto", "dummy")})
     stop: str | Sequence[str] | None = None
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: Mapping[int, float] | None = None

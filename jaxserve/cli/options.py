@@ -1,0 +1,60 @@
+"""The two groups of flags that commands share: engine options and sampling options."""
+
+import argparse
+from typing import Any
+
+from jaxserve.cli.flags import add_dataclass_flags, given
+from jaxserve.config import EngineConfig
+from jaxserve.request import SamplingParams
+
+SAMPLING_HELP = {
+    "n": "answers per prompt",
+    "temperature": "randomness: 0 takes the likeliest token, 1 samples the model's own distribution",
+    "top_p": "sample only among the likeliest tokens that hold this share of the probability",
+    "top_k": "sample only among this many likeliest tokens; 0: all",
+    "min_p": "sample only among tokens at least this fraction as likely as the likeliest",
+    "stop": "end the answer before this text",
+    "stop_token_ids": "end the answer at this token",
+    "ignore_eos": "go on after the model's own end token",
+    "max_tokens": "longest answer in tokens",
+    "min_tokens": "no end before this many tokens",
+    "presence_penalty": "taken from the score of tokens that the answer holds already, once",
+    "frequency_penalty": "taken from the score of tokens that the answer holds already, for each time",
+    "repetition_penalty": "divides the score of tokens that prompt or answer hold already; 1: off",
+    "logprobs": "log-probabilities of each token and of this many alternatives",
+    "prompt_logprobs": "the same for the prompt",
+    "logit_bias": 'added to the scores of tokens, as {"token id": amount}',
+    "allowed_token_ids": "choose only this token",
+    "bad_words": "never produce this text",
+    "skip_special_tokens": "leave special tokens out of the text",
+    "include_stop_str_in_output": "keep the stop text at the end of the answer",
+}
+NOT_FLAGS = ("structured_outputs", "seed")  # not supported yet; `--seed` is an engine option and seeds sampling too
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    add_dataclass_flags(parser, EngineConfig, "engine options")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any], skip: tuple[str, ...] = ()) -> None:
+    """`defaults`: where a command differs from `SamplingParams`; hand the same to `sampling_params`."""
+    add_dataclass_flags(
+        parser,
+        SamplingParams,
+        "sampling options",
+        skip=(*NOT_FLAGS, *skip),
+        texts=SAMPLING_HELP,
+        defaults=defaults,
+    )
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `LLM`, checked here, so that a mistake is told before jax is loaded."""
+    options = given(args, EngineConfig)
+    EngineConfig(**options)
+    return options
+
+
+def sampling_params(args: argparse.Namespace, defaults: dict[str, Any]) -> SamplingParams:
+    """The sampling options that were given, over a command's own defaults."""
+    return SamplingParams(**(defaults | given(args, SamplingParams)))
