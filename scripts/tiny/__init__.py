@@ -1,0 +1,1 @@
+"""The bundled model `tiny`: tokenizer, tasks, training forward, export and evaluation."""
