@@ -1,0 +1,24 @@
+"""jaxserve: serve language models with JAX on TPU, GPU and CPU. Importing this loads no jax."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxserve.config import EngineConfig
+    from jaxserve.llm import LLM
+    from jaxserve.request import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__"]
+
+_HOMES = {"LLM": "jaxserve.llm", "EngineConfig": "jaxserve.config", "SamplingParams": "jaxserve.request"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxserve' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

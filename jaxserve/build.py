@@ -1,0 +1,223 @@
+"""Config -> engine. The one place that knows both the scheduler and the local executor."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.clock import WallClock
+from jaxserve.config import EngineConfig, cache_folder
+from jaxserve.engine import Engine
+from jaxserve.errors import CapacityError, CheckpointError, ConfigError
+from jaxserve.executor.compiles import count_compiles
+from jaxserve.executor.ladder import build_ladder
+from jaxserve.executor.local import DeviceState, LocalExecutor
+from jaxserve.kv.store import KVStore
+from jaxserve.memory import free_host_bytes
+from jaxserve.models import weights
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.kv import block_bytes, empty_pages
+from jaxserve.models.registry import family_of, read_config
+from jaxserve.pallas_kernels.ragged_paged_attention import op as attention
+from jaxserve.sampling.sampler import empty_state
+from jaxserve.scheduler.core import Scheduler
+from jaxserve.scheduler.policies.fcfs import Fcfs
+from jaxserve.scheduler.policies.priority import Priority
+from jaxserve.tokenizer import Tokenizer, load_tokenizer
+
+POLICIES = {"fcfs": Fcfs, "priority": Priority}
+_CPU_POOL_BYTES = 2 << 30  # a default pool takes at most this much host memory
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Built:
+    """An engine ready to run, and what is worth knowing about it."""
+
+    engine: Engine
+    executor: LocalExecutor
+    tokenizer: Tokenizer | None
+    model: ModelConfig
+    max_model_len: int
+    facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
+
+
+def build(folder: Path, config: EngineConfig) -> Built:
+    """Load a model and compile its steps.
+
+    Raises:
+      CheckpointError, ConfigError, CapacityError: before any weight is read, wherever that can be told.
+    """
+    cfg = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    dtype, kv_dtype = _dtypes(config, cfg)
+    _check_attention(config.attention_backend)
+    max_model_len = _max_model_len(config, cfg)
+    token_budget = _token_budget(config, max_model_len)
+    cfg = dataclasses.replace(cfg, rope=dataclasses.replace(cfg.rope, length=max_model_len))
+    family = family_of(cfg)
+    specs = family.abstract(cfg)
+    max_model_len, num_blocks = _size_pool(config, cfg, specs, dtype, kv_dtype, max_model_len)
+    _use_compilation_cache(config.compilation_cache)
+    compiles = count_compiles()
+
+    started_s = time.perf_counter()
+    if config.load_format == "dummy":
+        params = weights.random(specs, dtype, config.seed)
+    else:
+        params = weights.load(folder, specs, dtype)
+    on_cpu = jax.default_backend() == "cpu"
+    state = DeviceState(
+        kv=empty_pages(cfg, num_blocks, config.block_size, kv_dtype, as_bits=on_cpu),
+        sampler=empty_state(config.max_num_seqs, cfg.vocab_size),
+    )
+    loaded_s = time.perf_counter()
+    executor = LocalExecutor(
+        family,
+        cfg,
+        params,
+        state,
+        build_ladder(config.max_num_seqs, token_budget),
+        max_model_len=max_model_len,
+        attention_backend=config.attention_backend,
+    )
+    executor.warm_up(progress=config.progress)
+    warm_s = time.perf_counter()
+    store = KVStore(num_blocks, config.block_size, caching=config.enable_prefix_caching)
+    scheduler = Scheduler(
+        store,
+        POLICIES[config.scheduling_policy](),
+        executor.capacity(),
+        token_budget=token_budget,
+        chunked=config.enable_chunked_prefill,
+    )
+    engine = Engine(
+        scheduler,
+        executor,
+        tokenizer,
+        clock=WallClock(),
+        vocab_size=cfg.vocab_size,
+        max_model_len=max_model_len,
+        seed=config.seed,
+        overlap=config.async_scheduling,
+    )
+    facts = {
+        "backend": jax.default_backend(),
+        "attention_backend": attention.chosen(config.attention_backend),
+        "architecture": cfg.architecture,
+        "dtype": str(dtype),
+        "kv_cache_dtype": str(kv_dtype),
+        "max_model_len": max_model_len,
+        "max_num_batched_tokens": token_budget,
+        "num_kv_blocks": num_blocks,
+        "block_size": config.block_size,
+        "weight_bytes": weights.nbytes(specs, dtype),
+        "kv_pool_bytes": num_blocks * block_bytes(cfg, config.block_size, kv_dtype),
+        "load_s": loaded_s - started_s,
+        "warm_up_s": warm_s - loaded_s,
+        "warm_up_compiles": count_compiles() - compiles,
+        "compiles_when_ready": count_compiles(),
+    }
+    return Built(engine, executor, tokenizer, cfg, max_model_len, facts)
+
+
+def _dtypes(config: EngineConfig, cfg: ModelConfig) -> tuple[jnp.dtype, jnp.dtype]:
+    name = cfg.dtype if config.dtype == "auto" else config.dtype
+    if name not in ("float32", "bfloat16", "float16"):
+        raise CheckpointError(f"the checkpoint's dtype {name!r} is not supported", remedy="Choose one with dtype=")
+    dtype = jnp.dtype(name)
+    return dtype, dtype if config.kv_cache_dtype == "auto" else jnp.dtype(config.kv_cache_dtype)
+
+
+def _check_attention(backend: str | None) -> None:
+    if backend is not None and backend not in attention.IMPLEMENTATIONS:
+        known = ", ".join(attention.IMPLEMENTATIONS)
+        raise ConfigError(f"attention_backend={backend!r} does not exist", remedy=f"Choose one of {known}")
+
+
+def _max_model_len(config: EngineConfig, cfg: ModelConfig) -> int:
+    """The wanted length, or the model's own; only dynamic rope may go beyond what the model was trained for."""
+    trained = cfg.max_position
+    wanted = config.max_model_len or trained
+    if wanted > trained and cfg.rope.kind != "dynamic":
+        raise ConfigError(
+            f"max_model_len={wanted} is beyond the {trained} positions the model was trained for",
+            remedy=f"Use at most {trained}",
+        )
+    return wanted
+
+
+def _token_budget(config: EngineConfig, max_model_len: int) -> int:
+    default = 512 if jax.default_backend() == "cpu" else 2048
+    if config.enable_chunked_prefill:
+        return config.max_num_batched_tokens or default
+    budget = config.max_num_batched_tokens or max(default, max_model_len)
+    if budget < max_model_len:
+        raise ConfigError(
+            f"without chunked prefill a step must hold a whole prompt, but max_num_batched_tokens={budget} is below "
+            f"max_model_len={max_model_len}",
+            remedy="Raise the one or lower the other",
+        )
+    return budget
+
+
+def _size_pool(
+    config: EngineConfig,
+    cfg: ModelConfig,
+    specs: Any,
+    dtype: jnp.dtype,
+    kv_dtype: jnp.dtype,
+    max_model_len: int,
+) -> tuple[int, int]:
+    """Length limit and number of blocks: what is asked for, what is useful, and what fits.
+
+    The longest allowed sequence must fit the pool alone, else it could never finish. A default length shrinks to the
+    pool; a length asked for by name is an error instead.
+    """
+    per_block = block_bytes(cfg, config.block_size, kv_dtype)
+    need = -(-max_model_len // config.block_size)
+    if config.num_kv_blocks is not None:
+        num_blocks = config.num_kv_blocks
+    else:
+        budget = _pool_budget(config, weights.nbytes(specs, dtype))
+        num_blocks = min(budget // per_block, config.max_num_seqs * need)
+    if num_blocks >= need:
+        return max_model_len, num_blocks
+    holds = num_blocks * config.block_size
+    if config.max_model_len is None and holds >= config.block_size:
+        return holds, num_blocks
+    raise CapacityError(
+        f"a sequence of max_model_len={max_model_len} tokens needs {need} KV blocks, but there is room for {num_blocks} "
+        f"({holds} tokens, {per_block} bytes a block)",
+        remedy="Lower max_model_len, or raise num_kv_blocks or memory_utilization",
+    )
+
+
+def _pool_budget(config: EngineConfig, weight_bytes: int) -> int:
+    """Bytes the KV pool may take by default."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        free = int(stats["bytes_limit"] * config.memory_utilization) - stats.get("bytes_in_use", 0) - weight_bytes
+    else:
+        free = min(int(free_host_bytes() * config.memory_utilization / 2) - weight_bytes, _CPU_POOL_BYTES)
+    if free <= 0:
+        raise CapacityError(
+            f"the weights need {weight_bytes / 1e9:.1f} GB, which leaves no memory for the KV pool",
+            remedy="Use a smaller dtype or model, or a machine with more memory",
+        )
+    return free
+
+
+def _use_compilation_cache(choice: str | None) -> None:
+    """Keep compiled programs between runs, unless the user has set JAX's own option or turned it off."""
+    if choice in (None, "none") or jax.config.jax_compilation_cache_dir:
+        return
+    folder = cache_folder() / "xla" if choice == "auto" else Path(str(choice)).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"compilation_cache={str(folder)!r} cannot be used: {error}") from None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,0 +1,100 @@
+"""Engine options: parsed and checked once, here, and trusted everywhere else. The only reader of the environment."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxserve.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SCHEDULING_POLICIES = ("fcfs", "priority")
+LOAD_FORMATS = ("auto", "dummy")
+
+
+def option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
+    """A dataclass field with the help text (and choices) that command-line flags are made from."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Every engine option, under vLLM's names where it has one. `None` means: chosen when the model is loaded."""
+
+    dtype: str = option("auto", "number format of weights and activations; auto: the checkpoint's own", DTYPES)
+    kv_cache_dtype: str = option("auto", "number format of cached keys and values; auto: as dtype", DTYPES)
+    load_format: str = option("auto", "auto: read safetensors; dummy: random weights made on the device", LOAD_FORMATS)
+    max_model_len: int | None = option(None, "longest sequence in tokens, prompt and answer; default: the model's own")
+    max_num_seqs: int = option(32, "most sequences running at once")
+    max_num_batched_tokens: int | None = option(None, "token budget of one step; default 512 on CPU, 2048 elsewhere")
+    block_size: int = option(32, "tokens per KV block; a power of two from 8 to 256")
+    num_kv_blocks: int | None = option(None, "blocks in the KV pool; default: what memory_utilization leaves")
+    memory_utilization: float = option(0.9, "share of accelerator memory (on CPU: of half the free memory) to use")
+    enable_prefix_caching: bool = option(True, "share the KV blocks of equal prompt beginnings")
+    enable_chunked_prefill: bool = option(True, "split long prompts over steps and mix them with decodes")
+    async_scheduling: bool = option(True, "plan and dispatch a step while the one before it runs")
+    scheduling_policy: str = option("fcfs", "which request goes first", SCHEDULING_POLICIES)
+    attention_backend: str | None = option(None, "attention implementation by name; default: the first that fits")
+    seed: int = option(0, "seed of sampling for requests that bring none, and of dummy weights")
+    tensor_parallel_size: int = option(1, "devices that share each layer's weights (only 1 so far)")
+    data_parallel_size: int = option(1, "replicas of the weights (only 1 so far)")
+    sequence_parallel_size: int = option(1, "devices that share a long prompt (only 1 so far)")
+    expert_parallel_size: int = option(1, "devices that share a layer's experts (only 1 so far)")
+    quantization: str | None = option(None, "weight quantisation (none so far)")
+    compilation_cache: str | None = option("auto", "folder of compiled programs kept between runs; auto, or none")
+    progress: bool = option(True, "show a progress bar while the engine warms up")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            choices, value = field.metadata["choices"], getattr(self, field.name)
+            if choices and value not in choices:
+                raise ConfigError(f"{field.name}={value!r} must be one of {', '.join(map(str, choices))}")
+            if field.type in (bool, "bool") and not isinstance(value, bool):
+                raise ConfigError(f"{field.name}={value!r} must be True or False")
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_kv_blocks"):
+            value = getattr(self, name)
+            if value is not None and (not _is_int(value) or not 1 <= value <= 1 << 30):
+                raise ConfigError(f"{name}={value!r} must be a positive whole number")
+        if self.max_num_seqs > 4096:
+            raise ConfigError(f"max_num_seqs={self.max_num_seqs} must be at most 4096")
+        if not _is_int(self.block_size) or self.block_size not in (8, 16, 32, 64, 128, 256):
+            raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 8 to 256")
+        if not _is_int(self.seed):
+            raise ConfigError(f"seed={self.seed!r} must be a whole number")
+        if not isinstance(self.memory_utilization, (int, float)) or not 0 < self.memory_utilization <= 1:
+            raise ConfigError(f"memory_utilization={self.memory_utilization!r} must be above 0 and at most 1")
+        for name in ("tensor", "data", "sequence", "expert"):
+            size = getattr(self, f"{name}_parallel_size")
+            if size != 1:
+                raise ConfigError(f"{name}_parallel_size={size!r} is not supported yet", remedy="Leave it at 1")
+        if self.quantization is not None:
+            raise ConfigError(f"quantization={self.quantization!r} is not supported yet", remedy="Leave it out")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def make(cls: type[Any], options: Mapping[str, Any]) -> Any:
+    """Build a config dataclass from keyword options; an unknown name is an error that suggests the nearest one."""
+    reject_unknown(options, [field.name for field in dataclasses.fields(cls)], what=f"{cls.__name__} option")
+    return cls(**options)
+
+
+def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> None:
+    """Raise ConfigError for the first name that is not known, with the nearest known one."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}" if near else f"Known: {', '.join(known)}"
+            raise ConfigError(f"unknown {what} {name!r}", remedy=hint + ("?" if near else ""))
+
+
+def cache_folder() -> Path:
+    """The per-user folder for what can be made again: $JAXSERVE_CACHE, else $XDG_CACHE_HOME/jaxserve, else ~/.cache."""
+    own = os.environ.get("JAXSERVE_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(base) if base else Path.home() / ".cache") / "jaxserve"

@@ -1,0 +1,21 @@
+"""The role of an executor: runs plans, in order, and returns what came of them."""
+
+from typing import Any, Protocol
+
+from jaxserve.step import Capacity, StepPlan, StepResult
+
+
+class Executor(Protocol):
+    """Implementations: `local.LocalExecutor` (devices of this process), fakes in tests."""
+
+    def capacity(self) -> Capacity:
+        """What fits."""
+        ...
+
+    def dispatch(self, plan: StepPlan) -> Any:
+        """Start a step and return at once. Steps take effect in the order they are dispatched."""
+        ...
+
+    def collect(self, pending: Any) -> StepResult:
+        """Wait for a dispatched step."""
+        ...

@@ -1,0 +1,95 @@
+"""StepPlan -> arrays of one rung. Fresh NumPy arrays every time: XLA on CPU may alias them instead of copying."""
+
+import jax
+import numpy as np
+from flax import struct
+
+from jaxserve.executor.ladder import Rung
+from jaxserve.models.batch import TokenBatch
+from jaxserve.request import MAX_BANNED
+from jaxserve.sampling.sampler import SamplingInputs
+from jaxserve.step import Row, StepPlan
+
+
+@struct.dataclass
+class StepInputs:
+    """Everything a step takes besides weights and state."""
+
+    batch: TokenBatch
+    feed_t: jax.Array  # i32[t]; slot whose last sampled token is fed here; past the last slot: `ids_t` holds it
+    end_s: jax.Array  # i32[s]; index of each row's last token
+    sampling: SamplingInputs
+    wanted_t: jax.Array  # i32[t]; tokens whose next prompt token is scored, the first `num_wanted` entries
+    target_t: jax.Array  # i32[t]
+    num_wanted: jax.Array  # i32[]
+
+
+def make_inputs(plan: StepPlan, rung: Rung, *, table_width: int, num_slots: int, vocab_size: int) -> StepInputs:
+    """Lay a plan's rows out one after the other and pad to the rung."""
+    counts = [row.num_tokens for row in plan.rows]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    ids_t = np.zeros(rung.tokens, np.int32)
+    feed_t = np.full(rung.tokens, num_slots, np.int32)
+    kv_len_s = np.zeros(rung.rows, np.int32)
+    table_sm = np.zeros((rung.rows, table_width), np.int32)
+    wanted_t, target_t, num_wanted = np.zeros(rung.tokens, np.int32), np.zeros(rung.tokens, np.int32), 0
+    for index, row in enumerate(plan.rows):
+        begin, count = starts[index], counts[index]
+        ids_t[begin : begin + len(row.token_ids)] = row.token_ids
+        if row.feeds_last:
+            feed_t[begin + count - 1] = row.slot
+        kv_len_s[index] = row.start + count
+        table_sm[index, : len(row.blocks)] = row.blocks
+        for offset, target in enumerate(row.logprob_targets or ()):
+            if target >= 0:
+                wanted_t[num_wanted], target_t[num_wanted] = begin + offset, target
+                num_wanted += 1
+    q_start_s = np.full(rung.rows + 1, starts[-1], np.int32)
+    q_start_s[: len(starts)] = starts
+    return StepInputs(
+        batch=TokenBatch(
+            ids_t=ids_t,
+            q_start_s=q_start_s,
+            kv_len_s=kv_len_s,
+            table_sm=table_sm,
+            max_q_len=1 if rung.decode_only else None,
+        ),
+        feed_t=feed_t,
+        end_s=np.maximum(q_start_s[1:] - 1, 0).astype(np.int32),
+        sampling=_sampling(plan.rows, rung.rows, num_slots, vocab_size),
+        wanted_t=wanted_t,
+        target_t=target_t,
+        num_wanted=np.int32(num_wanted),
+    )
+
+
+def empty_inputs(rung: Rung, *, table_width: int, num_slots: int, vocab_size: int) -> StepInputs:
+    """Inputs of a rung without any row, for compiling it."""
+    nothing = StepPlan(index=0, rows=())
+    return make_inputs(nothing, rung, table_width=table_width, num_slots=num_slots, vocab_size=vocab_size)
+
+
+def _sampling(rows: tuple[Row, ...], size: int, num_slots: int, vocab_size: int) -> SamplingInputs:
+    def column(default: float, dtype: type, value) -> np.ndarray:
+        array = np.full(size, default, dtype)
+        array[: len(rows)] = [value(row) for row in rows]
+        return array
+
+    banned_sb = np.full((size, MAX_BANNED), vocab_size, np.int32)
+    for index, row in enumerate(rows):
+        banned_sb[index, : len(row.banned)] = row.banned
+    return SamplingInputs(
+        slot_s=column(num_slots, np.int32, lambda r: r.slot if r.samples else num_slots),
+        temperature_s=column(0, np.float32, lambda r: r.params.temperature if r.samples else 0),
+        top_k_s=column(0, np.int32, lambda r: min(max(r.params.top_k, 0), vocab_size)),
+        top_p_s=column(1, np.float32, lambda r: r.params.top_p),
+        min_p_s=column(0, np.float32, lambda r: r.params.min_p),
+        presence_s=column(0, np.float32, lambda r: r.params.presence_penalty),
+        frequency_s=column(0, np.float32, lambda r: r.params.frequency_penalty),
+        repetition_s=column(1, np.float32, lambda r: r.params.repetition_penalty),
+        seed_s=column(0, np.uint32, lambda r: r.seed),
+        index_s=column(0, np.int32, lambda r: r.output_index),
+        is_edited_s=column(False, np.bool_, lambda r: r.samples and r.params.has_edits),
+        banned_sb=banned_sb,
+        wants_logprobs=np.bool_(any(r.samples and r.params.logprobs is not None for r in rows)),
+    )

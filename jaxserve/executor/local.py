@@ -1,0 +1,262 @@
+"""The executor of this process's devices: owns weights, KV pages and sampler state, and the compiled steps."""
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from tqdm import tqdm
+
+from jaxserve.executor.inputs import StepInputs, empty_inputs, make_inputs
+from jaxserve.executor.ladder import Rung, fit
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.kv import KVPages, copy_blocks
+from jaxserve.models.registry import ModelFamily
+from jaxserve.request import Task
+from jaxserve.sampling import sampler
+from jaxserve.sampling.sampler import Logprobs, SamplerState
+from jaxserve.step import BlockCopy, Capacity, Row, RowResult, SlotStart, StepPlan, StepResult, TokenLogprob
+
+_COPIES = 16  # block copies per call
+_HISTORY = 512  # history tokens per call when a slot starts
+
+
+class DeviceState(NamedTuple):
+    """What every step takes, changes in place and returns."""
+
+    kv: KVPages
+    sampler: SamplerState
+
+
+@struct.dataclass
+class StepOutputs:
+    """What a step leaves on the device for the host to fetch."""
+
+    token_s: jax.Array
+    logprobs: Logprobs
+    hidden_se: jax.Array  # last hidden state of each row
+    prompt: Logprobs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pending:
+    """A step under way."""
+
+    plan: StepPlan
+    rung: Rung
+    outputs: StepOutputs
+
+
+class LocalExecutor:
+    """See `executor.base.Executor`. Steps are dispatched asynchronously; the device runs them in order."""
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        cfg: ModelConfig,
+        params: Any,
+        state: DeviceState,
+        ladder: tuple[Rung, ...],
+        *,
+        max_model_len: int,
+        attention_backend: str | None,
+    ):
+        self._cfg, self._params, self._state, self._ladder = cfg, params, state, ladder
+        self._max_model_len = max_model_len
+        self._num_slots = state.sampler.last_r.shape[0]
+        self._table_width = -(-max_model_len // state.kv.block_size)
+        step = partial(run_step, family, cfg, attention_backend)
+        self._jitted_step = jax.jit(step, donate_argnums=1)
+        self._jitted_copy = jax.jit(_copy, donate_argnums=0)
+        self._jitted_start = jax.jit(sampler.start_slot, donate_argnums=0)
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+
+    def capacity(self) -> Capacity:
+        """Pool, slots and compiled step sizes."""
+        return Capacity(
+            num_blocks=self._state.kv.num_blocks,
+            block_size=self._state.kv.block_size,
+            num_slots=self._num_slots,
+            token_rungs=tuple(sorted({rung.tokens for rung in self._ladder if not rung.decode_only})),
+            max_model_len=self._max_model_len,
+        )
+
+    def warm_up(self, *, progress: bool) -> None:
+        """Compile everything that can ever run, so that nothing compiles later."""
+        jobs: dict[Any, Callable[[], Any]] = {rung: partial(self._lower, rung) for rung in self._ladder}
+        pairs = jnp.zeros(_COPIES, jnp.int32)
+        jobs["copy"] = lambda: self._jitted_copy.lower(self._state.kv, pairs, pairs)
+        jobs["start"] = lambda: self._jitted_start.lower(self._state.sampler, *_history_chunk(0, True, 0.0, (), (), (), 0))
+
+        def compile_one(name: Any) -> tuple[Any, Callable[..., Any]]:
+            return name, jobs[name]().compile()
+
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            done = pool.map(compile_one, sorted(jobs, key=_cost_of, reverse=True))
+            bar = tqdm(done, total=len(jobs), desc="warming up", unit="shape", disable=not progress, leave=False)
+            self._compiled = dict(bar)
+
+    def dispatch(self, plan: StepPlan) -> Pending:
+        """Copies, slot starts, then the step itself; returns before the device is done."""
+        self._copy_blocks(plan.copies)
+        for start in plan.starts:
+            self._start_slot(start)
+        rung = fit(self._ladder, plan.num_tokens, len(plan.rows))
+        inputs = make_inputs(
+            plan,
+            rung,
+            table_width=self._table_width,
+            num_slots=self._num_slots,
+            vocab_size=self._cfg.vocab_size,
+        )
+        outputs, self._state = self._compiled[rung](self._params, self._state, inputs)
+        return Pending(plan, rung, outputs)
+
+    def collect(self, pending: Pending) -> StepResult:
+        """Fetch a step's tokens, and what else its rows asked for."""
+        rows, outputs = pending.plan.rows, pending.outputs
+        tokens = np.asarray(outputs.token_s).tolist()
+        wants_logprobs = any(row.samples and row.params.logprobs is not None for row in rows)
+        sampled = _fetch(outputs.logprobs) if wants_logprobs else None
+        prompt = _fetch(outputs.prompt) if any(row.logprob_targets for row in rows) else None
+        hidden = np.asarray(outputs.hidden_se) if any(row.task is Task.EMBED for row in rows) else None
+        results, position = [], 0
+        for index, row in enumerate(rows):
+            scores = None
+            if row.logprob_targets and prompt is not None:
+                scores, position = _prompt_scores(row, prompt, position)
+            wants = sampled is not None and row.samples and row.params.logprobs is not None
+            results.append(
+                RowResult(
+                    token_id=tokens[index] if row.samples else None,
+                    logprob=_logprob(sampled, index, tokens[index], row.params.logprobs or 0) if wants else None,
+                    prompt_logprobs=scores,
+                    hidden=hidden[index].copy() if hidden is not None and row.task is Task.EMBED else None,
+                )
+            )
+        return StepResult(rows=tuple(results), padded_tokens=pending.rung.tokens - pending.plan.num_tokens)
+
+    def _lower(self, rung: Rung) -> Any:
+        sizes = {"table_width": self._table_width, "num_slots": self._num_slots, "vocab_size": self._cfg.vocab_size}
+        return self._jitted_step.lower(self._params, self._state, empty_inputs(rung, **sizes))
+
+    def _copy_blocks(self, copies: tuple[BlockCopy, ...]) -> None:
+        for begin in range(0, len(copies), _COPIES):
+            some = copies[begin : begin + _COPIES]
+            source, target = np.zeros(_COPIES, np.int32), np.full(_COPIES, self._state.kv.num_blocks, np.int32)
+            source[: len(some)], target[: len(some)] = [c.source for c in some], [c.target for c in some]
+            kv = self._compiled["copy"](self._state.kv, source, target)
+            self._state = self._state._replace(kv=kv)
+
+    def _start_slot(self, start: SlotStart) -> None:
+        allowed, bias = start.params.allowed_token_ids, start.params.logit_bias or {}
+        floor = 0.0 if allowed is None else -np.inf
+        listed = dict.fromkeys(allowed, 0.0) if allowed is not None else {}
+        listed |= {token: amount for token, amount in bias.items() if allowed is None or token in listed}
+        pairs = tuple(listed.items())
+        longest = max(len(start.prompt_token_ids), len(start.output_token_ids), len(pairs), 1)
+        for begin in range(0, longest, _HISTORY):
+            part = slice(begin, begin + _HISTORY)
+            chunk = _history_chunk(
+                start.slot,
+                begin == 0,
+                floor,
+                start.prompt_token_ids[part],
+                start.output_token_ids[part],
+                pairs[part],
+                self._cfg.vocab_size,
+            )
+            self._state = self._state._replace(sampler=self._compiled["start"](self._state.sampler, *chunk))
+
+
+def run_step(
+    family: ModelFamily,
+    cfg: ModelConfig,
+    attention_backend: str | None,
+    params: Any,
+    state: DeviceState,
+    inputs: StepInputs,
+) -> tuple[StepOutputs, DeviceState]:
+    """One step as a pure function: feed, forward, choose tokens, score prompts. Jitted once per rung."""
+    last_r = state.sampler.last_r
+    fed_t = last_r[jnp.minimum(inputs.feed_t, last_r.shape[0] - 1)]
+    ids_t = jnp.where(inputs.feed_t < last_r.shape[0], fed_t, inputs.batch.ids_t)
+    batch = inputs.batch.replace(ids_t=ids_t)
+    hidden_te, kv = family.forward(params, cfg, batch, state.kv, attention_backend)
+    hidden_se = hidden_te[inputs.end_s]
+    with jax.named_scope("sample"):
+        logits_sv = family.logits(params, hidden_se)
+        token_s, logprobs, sampler_state = sampler.sample(logits_sv, state.sampler, inputs.sampling)
+    with jax.named_scope("prompt_logprobs"):
+        head = partial(family.logits, params)
+        prompt = sampler.prompt_logprobs(head, hidden_te, inputs.wanted_t, inputs.target_t, inputs.num_wanted)
+    outputs = StepOutputs(
+        token_s=token_s, logprobs=logprobs, hidden_se=hidden_se.astype(jnp.float32), prompt=prompt
+    )
+    return outputs, DeviceState(kv=kv, sampler=sampler_state)
+
+
+def _copy(kv: KVPages, source_c: jax.Array, target_c: jax.Array) -> KVPages:
+    return copy_blocks(kv, source_c, target_c)
+
+
+def _cost_of(job: Any) -> int:
+    """Longest compilations first, so that two workers end together."""
+    return job.tokens if isinstance(job, Rung) else 0
+
+
+def _history_chunk(
+    slot: int,
+    is_first: bool,
+    floor: float,
+    prompt: tuple[int, ...],
+    answer: tuple[int, ...],
+    pairs: tuple[tuple[int, float], ...],
+    vocab_size: int,
+) -> tuple[Any, ...]:
+    def padded(values: Any, default: float, dtype: type) -> np.ndarray:
+        array = np.full(_HISTORY, default, dtype)
+        array[: len(values)] = values
+        return array
+
+    return (
+        np.int32(slot),
+        np.bool_(is_first),
+        np.float32(floor),
+        padded(prompt, vocab_size, np.int32),
+        padded(answer, vocab_size, np.int32),
+        padded([token for token, _ in pairs], vocab_size, np.int32),
+        padded([amount for _, amount in pairs], 0.0, np.float32),
+    )
+
+
+def _fetch(logprobs: Logprobs) -> Logprobs:
+    return jax.tree.map(np.asarray, logprobs)
+
+
+def _logprob(logprobs: Logprobs | None, index: int, token_id: int, count: int) -> TokenLogprob:
+    assert logprobs is not None
+    return TokenLogprob(
+        token_id=token_id,
+        logprob=float(logprobs.token[index]),
+        rank=int(logprobs.rank[index]),
+        top_ids=tuple(logprobs.top_ids[index, :count].tolist()),
+        top_logprobs=tuple(logprobs.top[index, :count].tolist()),
+    )
+
+
+def _prompt_scores(row: Row, prompt: Logprobs, position: int) -> tuple[tuple[TokenLogprob | None, ...], int]:
+    """Scores of one row's targets; `position` runs through the step's wanted entries."""
+    scores: list[TokenLogprob | None] = []
+    for target in row.logprob_targets or ():
+        if target < 0:
+            scores.append(None)
+            continue
+        scores.append(_logprob(prompt, position, target, row.params.prompt_logprobs or 0))
+        position += 1
+    return tuple(scores), position

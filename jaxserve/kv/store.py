@@ -1,0 +1,226 @@
+"""KVStore: which block of the pool holds what. Block ids only; the arrays live in the executor.
+
+A block is in exactly one of three states: *free*; *held* by one or more tables (its reference count); or *cached*, that
+is in the prefix tree with no holder, where it waits to be matched again or evicted. A held block may be in the tree too.
+Only full blocks whose tokens are known are ever put in the tree, so a shared block is never written again.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+
+from jaxserve.errors import InvariantError
+from jaxserve.kv.evict import least_recently_used
+from jaxserve.kv.prefix import Node, PrefixTree
+from jaxserve.step import BlockCopy
+
+Order = Callable[[Node], tuple[float, ...]]
+
+
+class _Table:
+    """Blocks of one sequence, in order of position."""
+
+    __slots__ = ("blocks", "namespace", "num_registered", "tail")
+
+    def __init__(self, namespace: str):
+        self.namespace = namespace
+        self.blocks: list[int] = []
+        self.num_registered = 0  # leading blocks that are in the prefix tree
+        self.tail: Node | None = None  # the tree node of the last registered block; None: the root
+
+
+class KVStore:
+    """Reference-counted blocks, a table per sequence, and a prefix tree over full blocks."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True, order: Order = least_recently_used):
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._caching = caching
+        self._order = order
+        self._tree = PrefixTree(block_size)
+        self._tables: dict[str, _Table] = {}
+        self._holders = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))  # popped from the end: low ids first
+        self._num_cached = 0  # in the tree, without a holder
+        self._evictable: list[tuple[tuple[float, ...], int, Node]] = []  # heap; stale entries are skipped
+        self._time = 0  # counts uses; the clock of eviction orders
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that can be had without taking one from a sequence."""
+        return len(self._free) + self._num_cached
+
+    @property
+    def num_held(self) -> int:
+        """Blocks in some sequence's table."""
+        return self.num_blocks - self.num_available
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that `num_tokens` tokens need."""
+        return -(-num_tokens // self.block_size)
+
+    def table(self, seq_id: str) -> Sequence[int]:
+        """The blocks of a sequence. A view: copy it to keep it."""
+        return self._tables[seq_id].blocks
+
+    def open(self, seq_id: str, tokens: Sequence[int], namespace: str = "", *, limit: int) -> int:
+        """Start a table with the longest cached prefix of `tokens`, at most `limit` tokens; returns its length."""
+        if seq_id in self._tables:
+            raise AssertionError(f"{seq_id} already has a table")
+        table = self._tables[seq_id] = _Table(namespace)
+        for node in self._tree.match(namespace, tokens, min(limit, len(tokens))) if self._caching else ():
+            self._hold(node.block)
+            self._touch(node)
+            table.blocks.append(node.block)
+            table.tail = node
+        table.num_registered = len(table.blocks)
+        return len(table.blocks) * self.block_size
+
+    def grow(self, seq_id: str, num_tokens: int) -> bool:
+        """Make the table long enough for `num_tokens` tokens. All or nothing: False leaves everything as it was."""
+        table = self._tables[seq_id]
+        missing = self.blocks_for(num_tokens) - len(table.blocks)
+        if missing > self.num_available:
+            return False
+        for _ in range(missing):
+            block = self._take()
+            self._holders[block] = 1
+            table.blocks.append(block)
+        return True
+
+    def register(self, seq_id: str, tokens: Sequence[int]) -> None:
+        """Put the full blocks that hold `tokens` (all computed) into the prefix tree.
+
+        Where the tree already has the same content in another block, the sequence takes that one and gives its own
+        back. Steps under way may still read the block given back: the device runs them before any later write to it.
+        """
+        table = self._tables[seq_id]
+        if not self._caching:
+            return
+        full = min(len(tokens) // self.block_size, len(table.blocks))
+        for index in range(table.num_registered, full):
+            key = tuple(tokens[index * self.block_size : (index + 1) * self.block_size])
+            own = table.blocks[index]
+            table.tail = self._tree.insert(table.namespace, table.tail, key, own)
+            self._touch(table.tail)
+            if table.tail.block != own:
+                self._hold(table.tail.block)
+                table.blocks[index] = table.tail.block
+                self._drop(own)
+        table.num_registered = max(table.num_registered, full)
+
+    def fork(self, parent_id: str, child_id: str, num_tokens: int) -> list[BlockCopy] | None:
+        """Give the child a table that shares the parent's first `num_tokens` tokens.
+
+        Full blocks are shared; a partly filled last one is copied. Returns the copies that the caller must execute
+        before the child's next step, or None if no block is left, and then nothing has changed.
+        """
+        parent = self._tables[parent_id]
+        num_shared, rest = divmod(num_tokens, self.block_size)
+        if rest and not self.num_available:
+            return None
+        child = self._tables[child_id] = _Table(parent.namespace)
+        for block in parent.blocks[:num_shared]:
+            self._hold(block)
+            child.blocks.append(block)
+        child.num_registered = min(parent.num_registered, num_shared)
+        child.tail = self._node_at(parent, child.num_registered)
+        if not rest:
+            return []
+        target = self._take()
+        self._holders[target] = 1
+        child.blocks.append(target)
+        return [BlockCopy(source=parent.blocks[num_shared], target=target)]
+
+    def release(self, seq_id: str) -> None:
+        """Close a table. Its registered blocks stay cached until they are evicted."""
+        for block in reversed(self._tables.pop(seq_id).blocks):
+            self._drop(block)
+
+    def clear_cache(self) -> None:
+        """Forget every cached block that no sequence holds."""
+        while self._num_cached:
+            self._free.append(self._evict())
+
+    def check(self) -> None:
+        """Prove the invariants; raises InvariantError with the offending ids. Slow; for tests and debugging."""
+        holders = [0] * self.num_blocks
+        for table in self._tables.values():
+            for block in table.blocks:
+                holders[block] += 1
+            if len(set(table.blocks)) != len(table.blocks):
+                raise InvariantError(f"a table holds a block twice: {table.blocks}")
+        wrong = [b for b in range(self.num_blocks) if holders[b] != self._holders[b]]
+        if wrong:
+            raise InvariantError(f"reference counts disagree with tables for blocks {wrong[:8]}")
+        free, in_tree = set(self._free), {node.block for node in self._tree.nodes()}
+        if len(free) != len(self._free):
+            raise InvariantError("a block is free twice")
+        if any(self._holders[b] for b in free) or free & in_tree:
+            raise InvariantError("a free block is held or cached")
+        cached = {b for b in in_tree if not self._holders[b]}
+        if len(cached) != self._num_cached:
+            raise InvariantError(f"{len(cached)} blocks are cached, {self._num_cached} are counted")
+        held = sum(1 for count in self._holders if count)
+        if len(free) + len(cached) + held != self.num_blocks:
+            raise InvariantError(f"free {len(free)} + cached {len(cached)} + held {held} != {self.num_blocks}")
+        for node in self._tree.nodes():
+            parent = node.parent
+            if parent is not None and parent.block >= 0 and self._holders[node.block] and not self._holders[parent.block]:
+                raise InvariantError(f"block {node.block} is held but its prefix block {parent.block} is not")
+
+    def _node_at(self, table: _Table, num_blocks: int) -> Node | None:
+        """The tree node of a table's `num_blocks`-th registered block, by walking up from its tail."""
+        node = table.tail
+        for _ in range(table.num_registered - num_blocks):
+            node = node.parent if node is not None else None
+        return node if num_blocks else None
+
+    def _take(self) -> int:
+        return self._free.pop() if self._free else self._evict()
+
+    def _hold(self, block: int) -> None:
+        if not self._holders[block] and self._tree.node_of(block) is not None:
+            self._num_cached -= 1
+        self._holders[block] += 1
+
+    def _drop(self, block: int) -> None:
+        self._holders[block] -= 1
+        if self._holders[block]:
+            return
+        node = self._tree.node_of(block)
+        if node is None:
+            self._free.append(block)
+            return
+        self._num_cached += 1
+        self._offer(node)
+
+    def _touch(self, node: Node) -> None:
+        self._time += 1
+        node.last_used = self._time
+        node.num_uses += 1
+
+    def _offer(self, node: Node) -> None:
+        """Make a block without holder and without children a candidate for eviction."""
+        if not node.children and not self._holders[node.block]:
+            heapq.heappush(self._evictable, (self._order(node), node.block, node))
+            if len(self._evictable) > 2 * self.num_blocks + 64:  # mostly stale: start over from the tree
+                self._evictable = [
+                    (self._order(n), n.block, n)
+                    for n in self._tree.nodes()
+                    if not n.children and not self._holders[n.block]
+                ]
+                heapq.heapify(self._evictable)
+
+    def _evict(self) -> int:
+        """Remove the cached leaf that the order puts first, and return its block."""
+        while self._evictable:
+            key, block, node = heapq.heappop(self._evictable)
+            stale = self._tree.node_of(block) is not node or node.children or self._holders[block]
+            if stale or key != self._order(node):
+                continue
+            self._tree.remove(node)
+            self._num_cached -= 1
+            if node.parent is not None and node.parent.block >= 0:
+                self._offer(node.parent)
+            return block
+        raise InvariantError("no block can be evicted, though some are counted as cached")

@@ -1,0 +1,312 @@
+"""LLM: the synchronous API for notebooks, scripts and batch jobs."""
+
+import contextlib
+import dataclasses
+import itertools
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxserve.build import build
+from jaxserve.config import EngineConfig, make
+from jaxserve.errors import RequestError
+from jaxserve.executor.compiles import count_compiles
+from jaxserve.model_source import find_model
+from jaxserve.output import Event, RequestOutput, Score
+from jaxserve.request import Request, SamplingParams, Task
+from jaxserve.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+
+
+class LLM:
+    """A model, ready to answer.
+
+    `model` is "tiny" (bundled), a folder in Hugging Face format, or a hub id. Engine options are the fields of
+    `EngineConfig`, given as keywords or as one `config`. Calls from several threads take turns; a call that fails or is
+    interrupted takes its own requests back and leaves the engine usable.
+
+    Raises:
+      CheckpointError, ConfigError, CapacityError: the model cannot be loaded or does not fit.
+    """
+
+    def __init__(self, model: str | Path, *, config: EngineConfig | None = None, **engine_options: Any):
+        if config is not None and engine_options:
+            raise TypeError("give either config= or single engine options, not both")
+        self.config = config or make(EngineConfig, engine_options)
+        self._built = build(find_model(model), self.config)
+        self._engine = self._built.engine
+        self._ids = itertools.count()
+        self._lock = threading.RLock()
+        self._events: dict[str, deque[Event]] = {}  # of requests some call is waiting for
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+          RequestError: the model's folder has none; prompts must be token ids then.
+        """
+        if self._built.tokenizer is None:
+            raise RequestError("this model has no tokenizer.json", remedy="Give prompts as token ids")
+        return self._built.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        meta: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer prompts, all batched together; results in the order of the prompts.
+
+        A prompt is text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}. `params` is one for all, or one per
+        prompt. `meta` sets fields of every `Request`: priority, client, program, parents, deadline_s.
+
+        Raises:
+          RequestError: a prompt cannot be served; then none is started.
+        """
+        batch = _as_batch(prompts)
+        each = _per_prompt(params, len(batch))
+        requests = [self._request(prompt, p, meta=meta) for prompt, p in zip(batch, each, strict=True)]
+        return self._run(requests, progress=progress)
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, meta: Mapping[str, Any] | None = None
+    ) -> Iterator[str]:
+        """Answer one prompt, yielding text as it comes. Leaving the loop early ends the request."""
+        self.tokenizer  # noqa: B018  text is what is streamed: fail before anything runs
+        for event in self.stream_events(prompt, params, meta=meta):
+            if event.text:
+                yield event.text
+
+    def stream_events(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, meta: Mapping[str, Any] | None = None
+    ) -> Iterator[Event]:
+        """Like `stream`, with token ids, answer index, and the growing RequestOutput; for n > 1 and token-only models."""
+        request, text = self._request(prompt, params or SamplingParams(), meta=meta)
+        yield from self._drive([(request, text)])
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several: lists of {"role": ..., "content": ...}."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        if not conversations:
+            raise RequestError("there are no messages")
+        prompts = [self.chat_prompt(c, **(chat_template_kwargs or {})) for c in conversations]
+        return self.generate(prompts, params, progress=progress)
+
+    def chat_prompt(self, messages: Any, **variables: Any) -> dict[str, Any]:
+        """A conversation as a prompt for `generate` or `stream`."""
+        text = self.tokenizer.apply_chat_template(messages, **variables)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return {"prompt": text, "prompt_token_ids": ids}
+
+    def score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[Score]:
+        """Log-probability of each continuation after the prompt, which is computed once and shared.
+
+        Text is split as evaluation harnesses do: spaces at the end of the prompt belong to the continuation, and
+        prompt + continuation is tokenised as a whole.
+        """
+        requests = [(self._score_request(prompt, continuation), None) for continuation in continuations]
+        return [_score_of(request, output) for (request, _), output in zip(requests, self._run(requests), strict=True)]
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, normalize: bool = True) -> np.ndarray:
+        """The last token's final hidden state of each prompt, float32[n, e]; of length 1 unless `normalize=False`."""
+        params = SamplingParams(temperature=0.0)
+        requests = [self._request(prompt, params, task=Task.EMBED) for prompt in _as_batch(prompts)]
+        vectors = np.stack([output.hidden for output in self._run(requests)])  # pyright: ignore[reportArgumentType]
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
+
+    def metrics(self) -> dict[str, Any]:
+        """What the engine is and has done: backend, sizes, start-up seconds, token counts, padding, compilations."""
+        scheduler = self._engine.scheduler
+        facts = {key: value for key, value in self._built.facts.items() if key != "compiles_when_ready"}
+        return facts | {
+            **dataclasses.asdict(scheduler.counters),
+            "computed_tokens": self._engine.computed_tokens,
+            "padded_tokens": self._engine.padded_tokens,
+            "compiles_after_ready": count_compiles() - self._built.facts["compiles_when_ready"],
+            "num_waiting": scheduler.num_waiting,
+            "num_running": scheduler.num_running,
+            "kv_blocks_held": scheduler.store.num_held,
+        }
+
+    def _request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        task: Task = Task.GENERATE,
+        logprobs_from: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> tuple[Request, str | None]:
+        text, ids = self._tokens(prompt)
+        if logprobs_from is None and params.prompt_logprobs is not None:
+            logprobs_from = 1
+        request = Request(
+            request_id=f"request-{next(self._ids)}",
+            prompt_token_ids=ids,
+            params=params,
+            task=task,
+            eos_token_ids=self._eos_ids(),
+            bad_word_ids=self._bad_words(params),
+            logprobs_from=logprobs_from,
+            **_checked_meta(meta),
+        )
+        if params.stop:
+            self.tokenizer  # noqa: B018  stop strings need text
+        self._engine.check(request)
+        return request, text
+
+    def _tokens(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
+        text = None
+        if isinstance(prompt, Mapping):
+            text, prompt = prompt.get("prompt"), prompt.get("prompt_token_ids") or prompt.get("prompt") or ""
+        if isinstance(prompt, str):
+            return prompt, tuple(self.tokenizer.encode(prompt))
+        try:
+            ids = tuple(int(i) if not isinstance(i, (bool, float, str)) else _not_an_id(i) for i in prompt)
+        except (TypeError, ValueError):
+            raise RequestError(f"a prompt must be text or a list of token ids, not {prompt!r:.80}") from None
+        return text, ids
+
+    def _eos_ids(self) -> tuple[int, ...]:
+        ids = self._built.model.eos_token_ids
+        if not ids and self._built.tokenizer is not None and self._built.tokenizer.eos_token_id is not None:
+            ids = (self._built.tokenizer.eos_token_id,)
+        return ids
+
+    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        """Each word as it is written at the start of a text and after a space."""
+        spellings = [spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())]
+        return tuple(dict.fromkeys(tuple(self.tokenizer.encode(s, add_special_tokens=False)) for s in spellings))
+
+    def _score_request(self, prompt: Prompt, continuation: Prompt) -> Request:
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            stripped = prompt.rstrip()
+            continuation = prompt[len(stripped) :] + continuation
+            whole = tuple(self.tokenizer.encode(stripped + continuation))
+            start = len(self.tokenizer.encode(stripped)) if stripped else 1
+        else:
+            (_, head), (_, tail) = self._tokens(prompt), self._tokens(continuation)
+            whole, start = head + tail, len(head)
+        if not 1 <= start < len(whole):
+            raise RequestError("score needs at least one token before and one in each continuation")
+        params = SamplingParams(temperature=0.0, prompt_logprobs=1)
+        return self._request(whole, params, task=Task.SCORE, logprobs_from=start)[0]
+
+    def _run(
+        self, requests: Sequence[tuple[Request, str | None]], *, progress: bool = False
+    ) -> list[RequestOutput]:
+        outputs: dict[str, RequestOutput] = {}
+        bar = tqdm(total=len(requests), desc="requests", unit="req", disable=not progress)
+        with bar:
+            for event in self._drive(requests):
+                if event.output.finished:
+                    outputs[event.request_id] = event.output
+                    bar.update()
+        return [outputs[request.request_id] for request, _ in requests]
+
+    def _drive(self, requests: Sequence[tuple[Request, str | None]]) -> Iterator[Event]:
+        """Run the engine until these requests are done. Whoever leaves early takes their requests along."""
+        left = {request.request_id for request, _ in requests}
+        mine: deque[Event] = deque()
+        try:
+            with self._lock:
+                for request, text in requests:
+                    self._events[request.request_id] = mine
+                    self._engine.add(request, text)
+            while left:
+                with self._lock, _interrupts_between_steps():
+                    if not mine:
+                        self._hand_out(self._engine.step())
+                while mine:
+                    event = mine.popleft()
+                    if event.output.finished:
+                        left.discard(event.request_id)
+                    yield event
+        finally:
+            with self._lock:
+                for request, _ in requests:
+                    self._engine.abort(request.request_id)
+                    self._events.pop(request.request_id, None)
+
+    def _hand_out(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if event.request_id in self._events:
+                self._events[event.request_id].append(event)
+
+
+@contextlib.contextmanager
+def _interrupts_between_steps() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of a step, so that the engine's books are never left half written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    try:
+        before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    except ValueError:  # an embedding without signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def _as_batch(prompts: Any) -> list[Any]:
+    """One prompt or several -> several."""
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    batch = list(prompts)
+    is_one_prompt = bool(batch) and all(isinstance(p, (int, np.integer)) for p in batch)
+    return [batch] if is_one_prompt else batch
+
+
+def _per_prompt(params: Any, count: int) -> list[SamplingParams]:
+    each = [params or SamplingParams()] * count if params is None or isinstance(params, SamplingParams) else list(params)
+    if len(each) != count:
+        raise RequestError(f"there are {count} prompts but {len(each)} sampling params")
+    if not all(isinstance(p, SamplingParams) for p in each):
+        raise RequestError("params must be SamplingParams, or a list of them")
+    return each
+
+
+_META = ("priority", "client", "program", "parents", "deadline_s")
+
+
+def _checked_meta(meta: Mapping[str, Any] | None) -> dict[str, Any]:
+    unknown = set(meta or ()) - set(_META)
+    if unknown:
+        raise RequestError(f"unknown request field {sorted(unknown)[0]!r}", remedy=f"Known: {', '.join(_META)}")
+    return dict(meta or {})
+
+
+def _not_an_id(value: Any) -> int:
+    raise RequestError(f"a token id must be a whole number, not {value!r:.40}")
+
+
+def _score_of(request: Request, output: RequestOutput) -> Score:
+    assert request.logprobs_from is not None and output.prompt_logprobs is not None
+    ids = request.prompt_token_ids[request.logprobs_from :]
+    tables = output.prompt_logprobs[request.logprobs_from :]
+    found = [table[token] for token, table in zip(ids, tables, strict=True) if table is not None]
+    values = tuple(f.logprob for f in found)
+    return Score(sum(values), values, ids, all(f.rank == 1 for f in found))

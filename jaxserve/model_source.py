@@ -1,0 +1,66 @@
+"""Where a model comes from: the bundled one, a folder, or the Hugging Face hub."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from jaxserve.errors import CheckpointError
+
+BUNDLED = {"tiny": "a small trained Llama that answers at once on any machine"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Never code, never pickles.
+_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja")
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder of a model named by bundled name, path or hub id (downloaded to the hub's own cache).
+
+    Raises:
+      CheckpointError: there is no such model, or it cannot be fetched.
+    """
+    name = str(model)
+    if not name:
+        raise CheckpointError("the model name is empty", remedy=_choices())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise CheckpointError(f"{name} is a file", remedy="Give the folder that holds config.json and the weights")
+    if name in BUNDLED:
+        return bundled_folder(name)
+    if _HUB_ID.fullmatch(name) and not name.startswith((".", "/", "~")):
+        return _download(name)
+    raise CheckpointError(f"there is no folder {name!r}, and it is no bundled model or hub id", remedy=_choices())
+
+
+def bundled_folder(name: str) -> Path:
+    """Where a bundled model lies inside the installed package."""
+    folder = Path(__file__).parent / "assets" / name
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"the bundled model {name!r} is missing from this installation", remedy="Install again")
+    return folder
+
+
+def _download(hub_id: str) -> Path:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise CheckpointError(f"{hub_id} is no local folder", remedy="pip install huggingface-hub to download it")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"there is no folder {hub_id!r}, and the Hugging Face hub has no such model, or it needs a login"
+        ) from None
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"there is no folder {hub_id!r}, and the Hugging Face hub cannot be reached to download it",
+            remedy="Check the spelling and the network, or give a local folder",
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{hub_id} could not be downloaded from the Hugging Face hub: {error}") from None
+
+
+def _choices() -> str:
+    return f"Bundled: {', '.join(BUNDLED)}; or a folder in Hugging Face format; or a hub id such as Qwen/Qwen3-0.6B"

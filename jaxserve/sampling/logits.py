@@ -1,0 +1,85 @@
+"""Changes to logits before a token is chosen: history penalties, bias, banned tokens, top-k / top-p / min-p.
+
+All on whole rows of float32 logits `[s v]`; nothing sorts. Thresholds are found by bisection over the bits of the
+floats, which is exact: 32 passes of compare and sum, alike on CPU, GPU and TPU.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+IN_PROMPT = 1 << 30  # flag beside the count of a token: it occurs in the prompt
+
+
+def penalise(
+    logits_sv: Float[Array, "s v"],
+    counts_sv: Int[Array, "s v"],
+    repetition_s: Float[Array, " s"],
+    frequency_s: Float[Array, " s"],
+    presence_s: Float[Array, " s"],
+) -> Float[Array, "s v"]:
+    """Repetition (prompt and answer; CTRL, arXiv 1909.05858), then frequency and presence (answer only; OpenAI's API)."""
+    is_seen_sv = counts_sv > 0
+    in_answer_sv = (counts_sv & (IN_PROMPT - 1)).astype(jnp.float32)
+    factor_sv = jnp.where(is_seen_sv, repetition_s[:, None], 1.0)
+    logits_sv = jnp.where(logits_sv > 0, logits_sv / factor_sv, logits_sv * factor_sv)
+    logits_sv = logits_sv - frequency_s[:, None] * in_answer_sv
+    return logits_sv - presence_s[:, None] * (in_answer_sv > 0).astype(jnp.float32)
+
+
+def ban(logits_sv: Float[Array, "s v"], banned_sb: Int[Array, "s b"]) -> Float[Array, "s v"]:
+    """Set the listed tokens to -inf; ids past the vocabulary are padding."""
+    row_s1 = jnp.arange(logits_sv.shape[0])[:, None]
+    return logits_sv.at[row_s1, banned_sb].set(-jnp.inf, mode="drop")
+
+
+def keep_top(
+    logits_sv: Float[Array, "s v"], top_k_s: Int[Array, " s"], top_p_s: Float[Array, " s"], min_p_s: Float[Array, " s"]
+) -> Float[Array, "s v"]:
+    """-inf for all but the likeliest tokens: at least `min_p` times the best, the `top_k` best (0: all), the `top_p` mass.
+
+    Applied in this order, each on what the one before left. Tokens as likely as the last one kept are kept too.
+    """
+    weights_sv = jnp.exp(logits_sv - jnp.max(logits_sv, axis=1, keepdims=True))
+    kept_sv = weights_sv >= min_p_s[:, None]
+    keys_sv = _sortable(logits_sv)
+
+    def enough_tokens(at_least_sv: Bool[Array, "s v"]) -> Bool[Array, " s"]:
+        return jnp.sum(at_least_sv & kept_sv, axis=1) >= top_k_s
+
+    kept_sv = jax.lax.cond(
+        jnp.any(top_k_s > 0),
+        lambda kept: kept & ((keys_sv >= _highest(enough_tokens, keys_sv)[:, None]) | (top_k_s <= 0)[:, None]),
+        lambda kept: kept,
+        kept_sv,
+    )
+    mass_sv = jnp.where(kept_sv, weights_sv, 0.0)
+    wanted_s = top_p_s * jnp.sum(mass_sv, axis=1)
+
+    def enough_mass(at_least_sv: Bool[Array, "s v"]) -> Bool[Array, " s"]:
+        return jnp.sum(jnp.where(at_least_sv, mass_sv, 0.0), axis=1) >= wanted_s
+
+    kept_sv = jax.lax.cond(
+        jnp.any(top_p_s < 1.0),
+        lambda kept: kept & ((keys_sv >= _highest(enough_mass, keys_sv)[:, None]) | (top_p_s >= 1.0)[:, None]),
+        lambda kept: kept,
+        kept_sv,
+    )
+    return jnp.where(kept_sv, logits_sv, -jnp.inf)
+
+
+def _sortable(x: Float[Array, "s v"]) -> UInt[Array, "s v"]:
+    """Unsigned integers in the order of the floats."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits >= sign, ~bits, bits | sign)
+
+
+def _highest(is_enough, keys_sv: UInt[Array, "s v"]) -> UInt[Array, " s"]:
+    """The highest threshold per row for which `is_enough(keys >= threshold)` holds; it must hold for 0."""
+
+    def one_bit(step, threshold_s):
+        raised_s = threshold_s | (jnp.uint32(1 << 31) >> step.astype(jnp.uint32))
+        return jnp.where(is_enough(keys_sv >= raised_s[:, None]), raised_s, threshold_s)
+
+    return jax.lax.fori_loop(0, 32, one_bit, jnp.zeros(keys_sv.shape[0], jnp.uint32))

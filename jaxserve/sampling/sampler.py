@@ -1,0 +1,218 @@
+"""Choosing tokens on the device, inside the step.
+
+Random numbers depend on a request's seed and on which of its tokens is chosen, never on the row or the step, so a
+request gives the same tokens in any batch and after a preemption. What no row of a step asks for is skipped at run time
+(`lax.cond`), so one compiled step serves greedy and every kind of sampling.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt
+
+from jaxserve.request import MAX_LOGPROBS
+from jaxserve.sampling.logits import IN_PROMPT, ban, keep_top, penalise
+
+_CDF_BLOCK = 512  # tokens summed at a time when drawing
+_PROMPT_CHUNK = 64  # prompt positions whose logits exist at once
+
+
+@struct.dataclass
+class SamplerState:
+    """What the device remembers of running sequences, by slot `r`."""
+
+    last_r: jax.Array  # i32[r]; the token sampled last
+    counts_rv: jax.Array  # i32[r v]; times a token occurs in the answer, plus IN_PROMPT
+    bias_rv: jax.Array  # f32[r v]; added to the logits
+
+
+@struct.dataclass
+class SamplingInputs:
+    """How each row of a step chooses its token."""
+
+    slot_s: jax.Array  # i32[s]; r (one past the last slot) for rows that sample nothing
+    temperature_s: jax.Array  # f32[s]; 0: greedy
+    top_k_s: jax.Array  # i32[s]; 0: all
+    top_p_s: jax.Array  # f32[s]
+    min_p_s: jax.Array  # f32[s]
+    presence_s: jax.Array  # f32[s]
+    frequency_s: jax.Array  # f32[s]
+    repetition_s: jax.Array  # f32[s]
+    seed_s: jax.Array  # u32[s]
+    index_s: jax.Array  # i32[s]; which token of the answer this is
+    is_edited_s: jax.Array  # bool[s]; whether the slot's counts and bias apply
+    banned_sb: jax.Array  # i32[s b]; v and above: padding
+    wants_logprobs: jax.Array  # bool[]
+
+
+@struct.dataclass
+class Logprobs:
+    """Log-probabilities of given tokens and of the likeliest ones, from raw logits."""
+
+    token: jax.Array  # f32[n]
+    rank: jax.Array  # i32[n]; 1: the likeliest
+    top_ids: jax.Array  # i32[n MAX_LOGPROBS], best first
+    top: jax.Array  # f32[n MAX_LOGPROBS]
+
+
+def empty_state(num_slots: int, vocab_size: int) -> SamplerState:
+    """A state in which nothing was sampled yet."""
+    return SamplerState(
+        last_r=jnp.zeros(num_slots, jnp.int32),
+        counts_rv=jnp.zeros((num_slots, vocab_size), jnp.int32),
+        bias_rv=jnp.zeros((num_slots, vocab_size), jnp.float32),
+    )
+
+
+def start_slot(
+    state: SamplerState,
+    slot: Int[Array, ""],
+    is_first: jax.Array,
+    floor: Float[Array, ""],
+    prompt_c: Int[Array, " c"],
+    answer_c: Int[Array, " c"],
+    bias_ids_c: Int[Array, " c"],
+    bias_c: Float[Array, " c"],
+) -> SamplerState:
+    """Load a sequence's history and bias into a slot, a chunk at a time; the first chunk clears what was there.
+
+    `floor` is the bias of tokens not listed: 0, or -inf where only the listed ones are allowed. Ids past the
+    vocabulary are padding.
+    """
+    counts_v = jnp.where(is_first, 0, state.counts_rv[slot])
+    counts_v = counts_v.at[prompt_c].set(IN_PROMPT, mode="drop").at[answer_c].add(1, mode="drop")
+    bias_v = jnp.where(is_first, floor, state.bias_rv[slot]).at[bias_ids_c].set(bias_c, mode="drop")
+    return state.replace(
+        counts_rv=state.counts_rv.at[slot].set(counts_v), bias_rv=state.bias_rv.at[slot].set(bias_v)
+    )
+
+
+def sample(
+    logits_sv: Float[Array, "s v"], state: SamplerState, inputs: SamplingInputs
+) -> tuple[Int[Array, " s"], Logprobs, SamplerState]:
+    """Choose a token per row. Returns tokens, their log-probabilities (zeros if not wanted), and the new state."""
+    vocab = logits_sv.shape[1]
+    num_slots = state.last_r.shape[0]
+    slot_s = jnp.minimum(inputs.slot_s, num_slots - 1)
+
+    def edit(logits_sv):
+        counts_sv = state.counts_rv[slot_s]
+        edited = penalise(logits_sv, counts_sv, inputs.repetition_s, inputs.frequency_s, inputs.presence_s)
+        return jnp.where(inputs.is_edited_s[:, None], edited + state.bias_rv[slot_s], logits_sv)
+
+    edited_sv = jax.lax.cond(jnp.any(inputs.is_edited_s), edit, lambda x: x, logits_sv)
+    any_banned = jnp.any(inputs.banned_sb < vocab)
+    edited_sv = jax.lax.cond(any_banned, lambda x: ban(x, inputs.banned_sb), lambda x: x, edited_sv)
+    greedy_s = jnp.argmax(edited_sv, axis=1).astype(jnp.int32)
+    is_random_s = inputs.temperature_s > 0
+    token_s = jax.lax.cond(
+        jnp.any(is_random_s),
+        lambda x: jnp.where(is_random_s, _draw(x, inputs), greedy_s),
+        lambda x: greedy_s,
+        edited_sv,
+    )
+    logprobs = jax.lax.cond(
+        inputs.wants_logprobs,
+        lambda x: logprobs_of(x, token_s),
+        lambda x: _no_logprobs(x.shape[0]),
+        logits_sv,
+    )
+    edited_slot_s = jnp.where(inputs.is_edited_s, inputs.slot_s, num_slots)
+    state = state.replace(
+        last_r=state.last_r.at[inputs.slot_s].set(token_s, mode="drop"),
+        counts_rv=state.counts_rv.at[edited_slot_s, token_s].add(1, mode="drop"),
+    )
+    return token_s, logprobs, state
+
+
+def logprobs_of(logits_nv: Float[Array, "n v"], token_n: Int[Array, " n"]) -> Logprobs:
+    """Log-probabilities of `token_n` under raw logits, with the likeliest alternatives."""
+    chosen_n = jnp.take_along_axis(logits_nv, token_n[:, None], axis=1)[:, 0]
+    norm_n = jax.nn.logsumexp(logits_nv, axis=1)
+    width = min(MAX_LOGPROBS, logits_nv.shape[1])
+    top_nk, top_ids_nk = jax.lax.top_k(logits_nv, width)
+    pad = ((0, 0), (0, MAX_LOGPROBS - width))
+    return Logprobs(
+        token=chosen_n - norm_n,
+        rank=(1 + jnp.sum(logits_nv > chosen_n[:, None], axis=1)).astype(jnp.int32),
+        top_ids=jnp.pad(top_ids_nk.astype(jnp.int32), pad),
+        top=jnp.pad(top_nk - norm_n[:, None], pad, constant_values=-jnp.inf),
+    )
+
+
+def prompt_logprobs(
+    head: Callable[[jax.Array], jax.Array],
+    hidden_te: Float[Array, "t e"],
+    wanted_t: Int[Array, " t"],
+    target_t: Int[Array, " t"],
+    num_wanted: Int[Array, ""],
+) -> Logprobs:
+    """Log-probabilities of `target_t[i]` after token `wanted_t[i]`, for the first `num_wanted` entries.
+
+    A chunk of positions at a time, so that `[t v]` logits never exist; the loop runs only as far as it must.
+    """
+    num_tokens = hidden_te.shape[0]
+    chunk = min(_PROMPT_CHUNK, num_tokens)
+    pad = (0, -num_tokens % chunk)
+    wanted_t, target_t = jnp.pad(wanted_t, pad), jnp.pad(target_t, pad)
+
+    def one_chunk(index, out: Logprobs) -> Logprobs:
+        begin = index * chunk
+        token_c = jax.lax.dynamic_slice_in_dim(wanted_t, begin, chunk)
+        part = logprobs_of(head(hidden_te[token_c]), jax.lax.dynamic_slice_in_dim(target_t, begin, chunk))
+        return jax.tree.map(lambda o, p: jax.lax.dynamic_update_slice_in_dim(o, p, begin, axis=0), out, part)
+
+    return jax.lax.fori_loop(0, (num_wanted + chunk - 1) // chunk, one_chunk, _no_logprobs(wanted_t.shape[0]))
+
+
+def _no_logprobs(count: int) -> Logprobs:
+    return Logprobs(
+        token=jnp.zeros(count, jnp.float32),
+        rank=jnp.zeros(count, jnp.int32),
+        top_ids=jnp.zeros((count, MAX_LOGPROBS), jnp.int32),
+        top=jnp.zeros((count, MAX_LOGPROBS), jnp.float32),
+    )
+
+
+def _draw(logits_sv: Float[Array, "s v"], inputs: SamplingInputs) -> Int[Array, " s"]:
+    """One token per row by its probability, for rows with a temperature."""
+    temperature_s = jnp.where(inputs.temperature_s > 0, inputs.temperature_s, 1.0)
+    # Shifted before scaling: with a tiny temperature the best token must stay finite.
+    logits_sv = (logits_sv - jnp.max(logits_sv, axis=1, keepdims=True)) / temperature_s[:, None]
+    filters = jnp.any((inputs.top_k_s > 0) | (inputs.top_p_s < 1.0) | (inputs.min_p_s > 0))
+    logits_sv = jax.lax.cond(
+        filters, lambda x: keep_top(x, inputs.top_k_s, inputs.top_p_s, inputs.min_p_s), lambda x: x, logits_sv
+    )
+    weights_sv = jnp.exp(logits_sv - jnp.max(logits_sv, axis=1, keepdims=True))
+    return _inverse_cdf(weights_sv, jax.vmap(_uniform)(inputs.seed_s, inputs.index_s))
+
+
+def _uniform(seed: UInt[Array, ""], index: Int[Array, ""]) -> Float[Array, ""]:
+    return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), index), dtype=jnp.float32)
+
+
+def _inverse_cdf(weights_sv: Float[Array, "s v"], uniform_s: Float[Array, " s"]) -> Int[Array, " s"]:
+    """The token at which the running sum of weights passes `uniform` of the total; in two levels, blocks then tokens."""
+    num_rows, vocab = weights_sv.shape
+    weights_snb = jnp.pad(weights_sv, ((0, 0), (0, -vocab % _CDF_BLOCK))).reshape(num_rows, -1, _CDF_BLOCK)
+    sum_sn = jnp.sum(weights_snb, axis=2)
+    target_s = uniform_s * jnp.sum(sum_sn, axis=1)
+    block_s, before_s = _pass(sum_sn, target_s)
+    weights_sb = jnp.take_along_axis(weights_snb, block_s[:, None, None], axis=1)[:, 0]
+    within_s, _ = _pass(weights_sb, target_s - before_s)
+    return (block_s * _CDF_BLOCK + within_s).astype(jnp.int32)
+
+
+def _pass(weights_sn: Float[Array, "s n"], target_s: Float[Array, " s"]) -> tuple[jax.Array, jax.Array]:
+    """First index with weight whose running sum exceeds the target, else the last one with weight; and the sum before."""
+    cumulative_sn = jnp.cumsum(weights_sn, axis=1)
+    has_weight_sn = weights_sn > 0
+    passes_sn = (cumulative_sn > target_s[:, None]) & has_weight_sn
+    first_s = jnp.argmax(passes_sn, axis=1)
+    last_s = weights_sn.shape[1] - 1 - jnp.argmax(has_weight_sn[:, ::-1], axis=1)
+    index_s = jnp.where(jnp.any(passes_sn, axis=1), first_s, last_s)
+    picked_s1 = index_s[:, None]
+    before_s1 = jnp.take_along_axis(cumulative_sn, picked_s1, axis=1) - jnp.take_along_axis(weights_sn, picked_s1, axis=1)
+    return index_s, before_s1[:, 0]

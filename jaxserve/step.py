@@ -1,0 +1,107 @@
+"""The values between scheduler and executor: what to run now, and what came of it. Host-only, frozen, printable."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxserve.request import SamplingParams, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """Some consecutive tokens of one sequence in one step.
+
+    `token_ids` are the known inputs. `feeds_last` adds one more input, which only the device knows yet: the token this
+    row's slot sampled in the step before.
+    """
+
+    seq_id: str
+    epoch: int  # how often the sequence had been preempted when this was planned
+    slot: int  # of the state a running sequence keeps on the device
+    start: int  # position of the first input token
+    token_ids: tuple[int, ...]
+    feeds_last: bool = False
+    blocks: tuple[int, ...] = ()  # the sequence's table, long enough for this step
+    samples: bool = False  # whether the next token is chosen after the last input token
+    params: SamplingParams = SamplingParams()
+    task: Task = Task.GENERATE
+    seed: int = 0
+    output_index: int = 0  # which output token is sampled; with `seed` it fixes the random number
+    banned: tuple[int, ...] = ()  # tokens that may not be chosen this time
+    logprob_targets: tuple[int, ...] | None = None  # per input token the token after it (-1: not wanted)
+
+    @property
+    def num_tokens(self) -> int:
+        """Input tokens of this row."""
+        return len(self.token_ids) + self.feeds_last
+
+
+class BlockCopy(NamedTuple):
+    """Copy a whole block before the step runs."""
+
+    source: int
+    target: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SlotStart:
+    """A sequence takes a slot whose logits are edited by its history: penalties, bias, allowed tokens."""
+
+    slot: int
+    params: SamplingParams
+    prompt_token_ids: tuple[int, ...]
+    output_token_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlan:
+    """One step. Rows are in execution order; copies and slot starts happen before them."""
+
+    index: int
+    rows: tuple[Row, ...]
+    copies: tuple[BlockCopy, ...] = ()
+    starts: tuple[SlotStart, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Input tokens of the step, without padding."""
+        return sum(row.num_tokens for row in self.rows)
+
+
+class TokenLogprob(NamedTuple):
+    """Log-probability of a chosen token, its rank (1 = most likely), and the likeliest alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RowResult:
+    """What one row produced."""
+
+    token_id: int | None = None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # one per target of the row
+    hidden: np.ndarray[Any, Any] | None = None  # f32[e], for Task.EMBED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """Results in the order of the plan's rows."""
+
+    rows: tuple[RowResult, ...]
+    padded_tokens: int = 0  # tokens computed for nothing
+
+
+class Capacity(NamedTuple):
+    """What an executor can hold and run."""
+
+    num_blocks: int
+    block_size: int  # tokens
+    num_slots: int  # sequences running at once
+    token_rungs: tuple[int, ...]  # step sizes that are compiled, ascending
+    max_model_len: int

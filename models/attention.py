@@ -1,0 +1,60 @@
+"""The attention block of a decoder layer; the one caller of the attention kernels."""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxserve.models.batch import TokenBatch
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.kv import KVPages
+from jaxserve.models.layers import linear, rms_norm
+from jaxserve.models.rope import rotate
+from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
+
+
+def attention_block(
+    layer: Any,
+    cfg: ModelConfig,
+    index: int,
+    x_te: Float[Array, "t e"],
+    rotation: tuple[jax.Array, jax.Array],
+    batch: TokenBatch,
+    kv: KVPages,
+    impl: str | None,
+) -> tuple[Float[Array, "t e"], KVPages]:
+    """Project, rotate, store keys and values of layer `index`, attend over the row's pages, project back."""
+    q_tnh, k_tkh, v_tkh = _project(layer, cfg, x_te)
+    q_tnh, k_tkh = rotate(q_tnh, *rotation), rotate(k_tkh, *rotation)
+    with jax.named_scope("attention"):
+        out_tnh, pages = ragged_paged_attention(
+            q_tnh,
+            k_tkh,
+            v_tkh,
+            kv.pages_pk2bh,
+            batch.table_sm * kv.num_layers + index,
+            batch.q_start_s,
+            batch.kv_len_s,
+            scale=cfg.head_size**-0.5,
+            window=cfg.windows[index] if cfg.windows else None,
+            max_q_len=batch.max_q_len,
+            kv_dtype=kv.dtype,
+            impl=impl,
+        )
+    width = cfg.num_heads * cfg.head_size
+    flat_out = layer.out_enh.reshape(cfg.embed_size, width)
+    return linear(out_tnh.reshape(-1, width), flat_out, layer.out_bias_e), kv.replace(pages_pk2bh=pages)
+
+
+def _project(layer: Any, cfg: ModelConfig, x_te: Float[Array, "t e"]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries [t n h], keys [t k h] and values [t k h] from the fused weight; norms of q and k where the family has them."""
+    rows = cfg.num_kv_heads * (cfg.group + 2) * cfg.head_size
+    bias = None if layer.qkv_bias_kjh is None else layer.qkv_bias_kjh.reshape(rows)
+    fused = linear(x_te, layer.qkv_kjhe.reshape(rows, cfg.embed_size), bias)
+    qkv_tkjh = fused.reshape(-1, cfg.num_kv_heads, cfg.group + 2, cfg.head_size)
+    q_tnh = qkv_tkjh[:, :, : cfg.group].reshape(-1, cfg.num_heads, cfg.head_size)
+    k_tkh, v_tkh = qkv_tkjh[:, :, cfg.group], qkv_tkjh[:, :, cfg.group + 1]
+    if layer.q_norm_h is not None:
+        q_tnh = rms_norm(q_tnh, layer.q_norm_h, cfg.norm_eps)
+        k_tkh = rms_norm(k_tkh, layer.k_norm_h, cfg.norm_eps)
+    return q_tnh, k_tkh, v_tkh

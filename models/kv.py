@@ -1,0 +1,51 @@
+"""The device half of the KV store: one pool of pages for all layers. Only this file and the kernels know its layout.
+
+A *block* is `block_size` consecutive tokens of one sequence over all layers (what `jaxserve.kv` counts); a *page* is one
+layer's part of it. Page index = block * num_layers + layer, so that a block is one contiguous piece of memory.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Int
+
+from jaxserve.models.config import ModelConfig
+
+
+@struct.dataclass
+class KVPages:
+    """`[page, kv head, key | value, slot in page, head]`: one head's keys of a page are one contiguous read."""
+
+    pages_pk2bh: jax.Array  # of `dtype`, or unsigned integers of its width
+    num_layers: int = struct.field(pytree_node=False)
+    dtype: jnp.dtype = struct.field(pytree_node=False)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        return self.pages_pk2bh.shape[3]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the pool."""
+        return self.pages_pk2bh.shape[0] // self.num_layers
+
+
+def block_bytes(cfg: ModelConfig, block_size: int, dtype: jnp.dtype) -> int:
+    """Bytes of one block over all layers."""
+    return cfg.kv_values_per_token * block_size * jnp.dtype(dtype).itemsize
+
+
+def empty_pages(cfg: ModelConfig, num_blocks: int, block_size: int, dtype: jnp.dtype, as_bits: bool = False) -> KVPages:
+    """A zeroed pool. `as_bits` stores narrow floats as unsigned integers, which XLA on CPU can update in place."""
+    shape = (num_blocks * cfg.num_layers, cfg.num_kv_heads, 2, block_size, cfg.head_size)
+    dtype = jnp.dtype(dtype)
+    stored = jnp.dtype(f"uint{dtype.itemsize * 8}") if as_bits and dtype.itemsize < 4 else dtype
+    return KVPages(pages_pk2bh=jnp.zeros(shape, stored), num_layers=cfg.num_layers, dtype=dtype)
+
+
+def copy_blocks(kv: KVPages, source_c: Int[Array, " c"], target_c: Int[Array, " c"]) -> KVPages:
+    """Copy whole blocks, all layers. Pairs whose target lies past the pool are dropped (padding)."""
+    blocks = kv.pages_pk2bh.reshape(kv.num_blocks, kv.num_layers, *kv.pages_pk2bh.shape[1:])
+    blocks = blocks.at[target_c].set(blocks[source_c], mode="drop")
+    return kv.replace(pages_pk2bh=blocks.reshape(kv.pages_pk2bh.shape))

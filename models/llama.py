@@ -1,0 +1,148 @@
+"""The dense decoder: Llama 2/3, Mistral, Qwen2/2.5 and Qwen3. What differs between them is a config field.
+
+Weights are fused where the inputs are the same (q, k and v; gate and up), grouped by KV head so that a tensor-parallel
+axis can split them without shuffling, and kept `[out, in]`.
+"""
+
+from typing import Generic, TypeVar
+
+import jax
+from flax import struct
+from jaxtyping import Array, Float
+
+from jaxserve.models.attention import attention_block
+from jaxserve.models.batch import TokenBatch, positions
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.kv import KVPages
+from jaxserve.models.layers import embed, linear, matmul_f32, rms_norm, swiglu
+from jaxserve.models.rope import cos_sin
+from jaxserve.models.spec import Part, WeightSpec
+
+T = TypeVar("T")  # what the tree holds: jax.Array, WeightSpec, a sharding, ...
+
+
+@struct.dataclass
+class Layer(Generic[T]):
+    """One decoder layer. In `qkv`, axis j of each KV head holds its `group` query heads, then its key, then its value."""
+
+    attn_norm_e: T
+    qkv_kjhe: T
+    qkv_bias_kjh: T | None
+    q_norm_h: T | None
+    k_norm_h: T | None
+    out_enh: T
+    out_bias_e: T | None
+    mlp_norm_e: T
+    gate_up_cfe: T  # c = 2: gate, up
+    gate_up_bias_cf: T | None
+    down_ef: T
+    down_bias_e: T | None
+
+
+@struct.dataclass
+class Params(Generic[T]):
+    """The whole model. `head_ve` is None when the output matrix is the embedding table."""
+
+    embed_ve: T
+    layers: tuple[Layer[T], ...]
+    norm_e: T
+    head_ve: T | None
+
+
+def forward(
+    params: Params[jax.Array], cfg: ModelConfig, batch: TokenBatch, kv: KVPages, attention_impl: str | None = None
+) -> tuple[Float[Array, "t e"], KVPages]:
+    """Run one step's tokens through all layers, reading and writing the paged KV pool.
+
+    Layers are unrolled: a scan would copy every layer's weights out of a stacked array on CPU.
+
+    Returns: final hidden states (after the last norm), and the pool with this step's keys and values written.
+    """
+    rotation = cos_sin(positions(batch), cfg.rope, cfg.head_size)
+    x_te = embed(batch.ids_t, params.embed_ve)
+    for index, layer in enumerate(params.layers):
+        with jax.named_scope(f"layer{index}"):
+            normed_te = rms_norm(x_te, layer.attn_norm_e, cfg.norm_eps)
+            attended_te, kv = attention_block(layer, cfg, index, normed_te, rotation, batch, kv, attention_impl)
+            x_te = x_te + attended_te
+            normed_te = rms_norm(x_te, layer.mlp_norm_e, cfg.norm_eps)
+            x_te = x_te + _mlp(layer, normed_te)
+    return rms_norm(x_te, params.norm_e, cfg.norm_eps), kv
+
+
+def logits(params: Params[jax.Array], hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
+    """Next-token logits of the chosen hidden states, float32."""
+    with jax.named_scope("head"):
+        return matmul_f32(hidden_se, params.embed_ve if params.head_ve is None else params.head_ve)
+
+
+def _mlp(layer: Layer[jax.Array], x_te: Float[Array, "t e"]) -> Float[Array, "t e"]:
+    with jax.named_scope("mlp"):
+        _, ffn, embed_size = layer.gate_up_cfe.shape
+        bias = None if layer.gate_up_bias_cf is None else layer.gate_up_bias_cf.reshape(2 * ffn)
+        gate_up_tf = linear(x_te, layer.gate_up_cfe.reshape(2 * ffn, embed_size), bias)
+        return linear(swiglu(gate_up_tf), layer.down_ef, layer.down_bias_e)
+
+
+def abstract(cfg: ModelConfig) -> Params[WeightSpec]:
+    """The parameter tree as specs, with the Hugging Face tensor names each is loaded from."""
+    vocab_axes = ("vocab", "embed")
+    table = WeightSpec(
+        shape=(cfg.vocab_size, cfg.embed_size),
+        axes=vocab_axes,
+        parts=(Part(name="model.embed_tokens.weight"),),
+        fan_in=cfg.embed_size,
+    )
+    head = WeightSpec(
+        shape=table.shape, axes=vocab_axes, parts=(Part(name="lm_head.weight"),), fan_in=cfg.embed_size
+    )
+    return Params(
+        embed_ve=table,
+        layers=tuple(_abstract_layer(cfg, f"model.layers.{i}.") for i in range(cfg.num_layers)),
+        norm_e=_norm("model.norm.weight", cfg.embed_size, "embed"),
+        head_ve=None if cfg.tie_embeddings else head,
+    )
+
+
+def _abstract_layer(cfg: ModelConfig, prefix: str) -> Layer[WeightSpec]:
+    e, f, k, g, h = cfg.embed_size, cfg.ffn_size, cfg.num_kv_heads, cfg.group, cfg.head_size
+    attn, mlp = prefix + "self_attn.", prefix + "mlp."
+    every = slice(None)
+
+    def qkv(shape: tuple[int, ...], axes: tuple[str, ...], suffix: str) -> WeightSpec:
+        parts = (
+            Part(name=f"{attn}q_proj.{suffix}", where=(every, slice(0, g))),
+            Part(name=f"{attn}k_proj.{suffix}", where=(every, g)),
+            Part(name=f"{attn}v_proj.{suffix}", where=(every, g + 1)),
+        )
+        return WeightSpec(shape=shape, axes=axes, parts=parts, fan_in=e)
+
+    def gate_up(shape: tuple[int, ...], axes: tuple[str | None, ...], suffix: str) -> WeightSpec:
+        parts = (
+            Part(name=f"{mlp}gate_proj.{suffix}", where=(0,)),
+            Part(name=f"{mlp}up_proj.{suffix}", where=(1,)),
+        )
+        return WeightSpec(shape=shape, axes=axes, parts=parts, fan_in=e)
+
+    def plain(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> WeightSpec:
+        return WeightSpec(shape=shape, axes=axes, parts=(Part(name=name),), fan_in=fan_in)
+
+    heads, grouped = cfg.num_heads, ("kv_heads", "group", "head")
+    return Layer(
+        attn_norm_e=_norm(f"{prefix}input_layernorm.weight", e, "embed"),
+        qkv_kjhe=qkv((k, g + 2, h, e), (*grouped, "embed"), "weight"),
+        qkv_bias_kjh=qkv((k, g + 2, h), grouped, "bias") if cfg.qkv_bias else None,
+        q_norm_h=_norm(f"{attn}q_norm.weight", h, "head") if cfg.qk_norm else None,
+        k_norm_h=_norm(f"{attn}k_norm.weight", h, "head") if cfg.qk_norm else None,
+        out_enh=plain(f"{attn}o_proj.weight", (e, heads, h), ("embed", "heads", "head"), heads * h),
+        out_bias_e=plain(f"{attn}o_proj.bias", (e,), ("embed",), e) if cfg.out_bias else None,
+        mlp_norm_e=_norm(f"{prefix}post_attention_layernorm.weight", e, "embed"),
+        gate_up_cfe=gate_up((2, f, e), (None, "ffn", "embed"), "weight"),
+        gate_up_bias_cf=gate_up((2, f), (None, "ffn"), "bias") if cfg.mlp_bias else None,
+        down_ef=plain(f"{mlp}down_proj.weight", (e, f), ("embed", "ffn"), f),
+        down_bias_e=plain(f"{mlp}down_proj.bias", (e,), ("embed",), e) if cfg.mlp_bias else None,
+    )
+
+
+def _norm(name: str, size: int, axis: str) -> WeightSpec:
+    return WeightSpec(shape=(size,), axes=(axis,), parts=(Part(name=name),))

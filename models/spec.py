@@ -1,0 +1,45 @@
+"""Weights declared before they exist. Random init, loading, sharding and size estimates derive from one spec tree."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A checkpoint tensor and the region of our array that it fills (`where` indexes leading axes; () = all)."""
+
+    name: str
+    where: tuple[slice | int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class WeightSpec:
+    """One parameter: its shape, the logical name of each axis, and the checkpoint tensors it is made of.
+
+    A part is reshaped to the region it fills, so fused arrays need no transposition when they are loaded.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    parts: tuple[Part, ...]
+    fan_in: int = 0  # 0: initialised to one (a norm's weight); else normal with deviation fan_in ** -0.5
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        size = 1
+        for dim in self.shape:
+            size *= dim
+        return size
+
+
+def leaves(specs: Any) -> list[WeightSpec]:
+    """All specs of a tree, in its order."""
+    return jax.tree.leaves(specs, is_leaf=is_spec)
+
+
+def is_spec(node: Any) -> bool:
+    """For `jax.tree.map(..., is_leaf=is_spec)`."""
+    return isinstance(node, WeightSpec)

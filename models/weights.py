@@ -1,0 +1,166 @@
+"""Checkpoints: a folder in Hugging Face format -> parameters on the device, one tensor at a time.
+
+The folder is untrusted: only safetensors are read, never a pickle, and a name in an index cannot leave the folder.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxserve.errors import CheckpointError
+from jaxserve.models.spec import WeightSpec, is_spec, leaves
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# Stored by some exporters, computed or shared here.
+_HARMLESS = ("rotary_emb.inv_freq", "lm_head.weight", "masked_bias", "attn.bias")
+
+
+def load(folder: Path, specs: Any, dtype: jnp.dtype) -> Any:
+    """Read every parameter of the tree `specs` from a folder, cast to `dtype`.
+
+    Names, shapes and the absence of unknown tensors are checked before any weight is read. Peak host memory is the
+    parameters plus one of them.
+
+    Raises:
+      CheckpointError: a file or tensor is missing, damaged, of another shape, or not known to the model.
+    """
+    files = tensor_files(folder)
+    _check(files, specs)
+    return jax.tree.map(lambda spec: _read(files, spec, dtype), specs, is_leaf=is_spec)
+
+
+def random(specs: Any, dtype: jnp.dtype, seed: int) -> Any:
+    """Random parameters made on the device: norms are ones, matrices normal with deviation fan_in ** -0.5."""
+    key = jax.random.key(seed)
+    flat, tree = jax.tree.flatten(specs, is_leaf=is_spec)
+    return jax.tree.unflatten(tree, [_random_leaf(jax.random.fold_in(key, i), s, dtype) for i, s in enumerate(flat)])
+
+
+def nbytes(specs: Any, dtype: jnp.dtype) -> int:
+    """Bytes of all parameters of a spec tree."""
+    return sum(spec.size for spec in leaves(specs)) * jnp.dtype(dtype).itemsize
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the safetensors file that holds it, for a single file or a sharded index.
+
+    Raises:
+      CheckpointError: no weights, only pickles, a damaged header, or an index that points outside the folder.
+    """
+    single, index = folder / _SINGLE, folder / _INDEX
+    if index.is_file():
+        return dict(_from_index(folder, index))
+    if single.is_file():
+        return dict.fromkeys(_names(single), single)
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds only pickled weights ({pickles[0]}), which can run code when they are read",
+            remedy="Convert them to safetensors first",
+        )
+    raise CheckpointError(f"no {_SINGLE} or {_INDEX} in {folder}")
+
+
+def _from_index(folder: Path, index: Path) -> Iterator[tuple[str, Path]]:
+    try:
+        table = json.loads(index.read_text())["weight_map"]
+        entries = [(str(name), str(file)) for name, file in table.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index: {error}") from None
+    present: dict[Path, set[str]] = {}
+    for name, file in entries:
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(f"{index.name} places {name} in {file!r}, which is not a safetensors file of this folder")
+        path = folder / file
+        if path not in present:
+            if not path.is_file():
+                raise CheckpointError(f"{index.name} names {file}, which is missing", remedy="Download the folder again")
+            present[path] = set(_names(path))
+        if name not in present[path]:
+            raise CheckpointError(f"{index.name} places {name} in {file}, which does not hold it")
+        yield name, path
+
+
+def _names(path: Path) -> list[str]:
+    with _open(path) as tensors:
+        return list(tensors.keys())
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} is damaged or incomplete: {error}", remedy="Download or export it again"
+        ) from None
+
+
+def _check(files: Mapping[str, Path], specs: Any) -> None:
+    wanted = {part.name: (spec, part) for spec in leaves(specs) for part in spec.parts}
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        raise CheckpointError(f"{len(missing)} tensors are missing, first {missing[0]}", remedy="Is the download complete?")
+    unknown = [name for name in files if name not in wanted and not name.endswith(_HARMLESS)]
+    if unknown:
+        raise CheckpointError(
+            f"{len(unknown)} tensors are not known to this architecture, first {unknown[0]}",
+            remedy="Its config.json may lack a key that enables them",
+        )
+    by_file: dict[Path, list[str]] = {}
+    for name in wanted:
+        by_file.setdefault(files[name], []).append(name)
+    for path, names in by_file.items():
+        with _open(path) as tensors:
+            for name in names:
+                spec, part = wanted[name]
+                region = _region_shape(spec, part.where)
+                stored = tensors.get_slice(name)
+                if int(np.prod(stored.get_shape())) != int(np.prod(region)) or not _same_rows(stored, region):
+                    raise CheckpointError(f"{name} has shape {stored.get_shape()}, but config.json asks for {region}")
+                if stored.get_dtype() not in _FLOATS:
+                    raise CheckpointError(f"{name} is stored as {stored.get_dtype()}; only {', '.join(_FLOATS)} are read")
+
+
+def _same_rows(stored: Any, region: tuple[int, ...]) -> bool:
+    """The last (input) axis agrees, so that a reshape cannot mix rows. Heads may be split off either axis."""
+    shape = stored.get_shape()
+    size = 1
+    for dim in reversed(region):
+        size *= dim
+        if size >= shape[-1]:
+            return size == shape[-1] or len(shape) == 1
+    return False
+
+
+def _region_shape(spec: WeightSpec, where: tuple[slice | int, ...]) -> tuple[int, ...]:
+    # Zero strides: an index is answered without allocating the array.
+    return np.broadcast_to(np.zeros((), np.int8), spec.shape)[where].shape
+
+
+def _read(files: Mapping[str, Path], spec: WeightSpec, dtype: jnp.dtype) -> jax.Array:
+    """Assemble one parameter. Each file is opened again per tensor, so that pages already read do not stay mapped."""
+    whole = np.empty(spec.shape, dtype)
+    for part in spec.parts:
+        with _open(files[part.name]) as tensors:
+            try:
+                stored = tensors.get_tensor(part.name)
+            except (SafetensorError, OSError, ValueError) as error:
+                raise CheckpointError(f"{part.name} cannot be read: {error}") from None
+        region = whole[part.where]
+        np.copyto(region, stored.reshape(region.shape), casting="unsafe")
+        del stored
+    return jax.device_put(whole)
+
+
+def _random_leaf(key: jax.Array, spec: WeightSpec, dtype: jnp.dtype) -> jax.Array:
+    if not spec.fan_in:
+        return jnp.ones(spec.shape, dtype)
+    scale = spec.fan_in**-0.5
+    return jax.jit(lambda k: (jax.random.normal(k, spec.shape, jnp.float32) * scale).astype(dtype))(key)
