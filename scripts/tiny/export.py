@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from tokenizers import Tokenizer
 
 from tiny.model import Config
@@ -49,7 +49,7 @@ def export(params: dict[str, jax.Array], cfg: Config, tok: Tokenizer, folder: Pa
     save_tokenizer(tok, folder, cfg.max_len)
     tensors = {k: np.asarray(v, np.float32) for k, v in params.items()}
     tensors = {k: np.ascontiguousarray(v.T) if k.endswith("_proj.weight") else v for k, v in tensors.items()}
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     generation = {
         "bos_token_id": BOS,
         "eos_token_id": END,
