@@ -21,6 +21,11 @@ class LineError(Exception):
         self.param = param
         self.status = status
 
+    @property
+    def kind(self) -> str:
+        """OpenAI's `type` of an error."""
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
@@ -127,7 +132,12 @@ def _read_chat(custom_id: str, url: str, model: str, body: dict[str, Any]) -> Jo
         raise LineError("top_logprobs needs logprobs: true", param="top_logprobs")
     if body.get("logprobs"):
         options["logprobs"] = body.get("top_logprobs", 0)
-    template = {key: body[key] for key in ("add_generation_prompt", "continue_final_message") if key in body}
+    template = dict(body.get("chat_template_kwargs", {}))
+    taken = {"messages", "tools", "documents", "add_generation_prompt"} & set(template)
+    if taken:
+        raise LineError(f"chat_template_kwargs must not set {min(taken)}", param="chat_template_kwargs")
+    if "add_generation_prompt" in body:
+        template["add_generation_prompt"] = body["add_generation_prompt"]
     return Job(
         custom_id=custom_id,
         url=url,
@@ -297,6 +307,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "dimensions": (),
+    "continue_final_message": (False,),
 }
 CHAT = {
     "messages": ANY,
@@ -304,7 +315,7 @@ CHAT = {
     "logprobs": BOOLEAN,
     "top_logprobs": WHOLE,
     "add_generation_prompt": BOOLEAN,
-    "continue_final_message": BOOLEAN,
+    "chat_template_kwargs": OBJECT,
 }
 ENDPOINTS: dict[str, tuple[Callable[[str, str, str, dict[str, Any]], Job], dict[str, Check]]] = {
     "/v1/completions": (

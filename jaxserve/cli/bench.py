@@ -12,14 +12,16 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxserve.cli.flags import add_dataclass_flags, given
-from jaxserve.config import EngineConfig
+from jaxserve.cli.options import add_engine_flags, engine_options
 from jaxserve.errors import ConfigError
+from jaxserve.model_source import find_model
+from jaxserve.models.registry import read_config
 from jaxserve.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-len", type=int, default=64, metavar="N", help="tokens per answer (default: 64)")
     parser.add_argument("--prefix-len", type=int, default=0, metavar="N", help="of these, shared by all (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
-    add_dataclass_flags(parser, EngineConfig, "engine options", skip=["model"])
+    add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,11 +49,16 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     if not 0 <= args.prefix_len <= args.input_len:
         raise ConfigError(f"--prefix-len must lie between 0 and --input-len ({args.input_len}), not {args.prefix_len}")
+    options = engine_options(args)
+    folder = find_model(args.model)
+    vocab_size = read_config(folder).vocab_size
     from jaxserve.llm import LLM
 
-    llm = LLM(args.model, **given(args, EngineConfig))
+    llm = LLM(folder, **options)
     measure = throughput if args.what == "throughput" else latency
-    result = {"what": args.what, "model": args.model} | measure(llm, args)
+    result = {"what": args.what, "model": args.model} | measure(llm, args, vocab_size)
+    facts = llm.metrics()
+    result |= {name: facts[name] for name in ("backend", "dtype", "load_s", "warm_up_s", "compiles_after_ready")}
     for name, value in result.items():
         print(f"{name:<22}{value:>14,.2f}" if isinstance(value, float) else f"{name:<22}{value!s:>14}")
     if args.json:
@@ -59,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def throughput(llm: "LLM", args: argparse.Namespace) -> dict[str, Any]:
+def throughput(llm: "LLM", args: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
     """All prompts handed over at once."""
-    prompts = random_prompts(args.num_prompts, args.input_len, args.prefix_len, llm.vocab_size, seed=0)
+    prompts = random_prompts(args.num_prompts, args.input_len, args.prefix_len, vocab_size, seed=0)
     start = time.perf_counter()
-    outputs = llm.generate(prompts, answer(args.output_len), use_tqdm=True)
+    outputs = llm.generate(prompts, answer(args.output_len), progress=sys.stderr.isatty())
     elapsed_s = time.perf_counter() - start
     num_output = sum(len(out.outputs[0].token_ids) for out in outputs)
     num_total = num_output + args.num_prompts * args.input_len
@@ -80,13 +87,13 @@ def throughput(llm: "LLM", args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def latency(llm: "LLM", args: argparse.Namespace) -> dict[str, Any]:
+def latency(llm: "LLM", args: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
     """One batch after the other, each of new prompts; the first, unmeasured, takes what only a first round costs."""
     rounds = []
     for seed in range(args.num_iters + 1):
-        prompts = random_prompts(args.batch_size, args.input_len, args.prefix_len, llm.vocab_size, seed)
+        prompts = random_prompts(args.batch_size, args.input_len, args.prefix_len, vocab_size, seed)
         start = time.perf_counter()
-        outputs = llm.generate(prompts, answer(args.output_len), use_tqdm=False)
+        outputs = llm.generate(prompts, answer(args.output_len))
         rounds.append((time.perf_counter() - start, outputs))
     measured = rounds[1:]
     outputs = [out for _, outs in measured for out in outs]

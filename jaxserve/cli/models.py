@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxserve.config import BUNDLED, find_model
 from jaxserve.errors import CheckpointError
+from jaxserve.model_source import BUNDLED, find_model
 from jaxserve.models.config import ARCHITECTURES, ModelConfig
 from jaxserve.models.registry import read_config, read_json
 

@@ -1,0 +1,91 @@
+"""Many jobs in the engine at once: whenever one is done, the next is started."""
+
+# pyright: reportPrivateUsage=false
+# `LLM` offers calls that return when everything is done; here answers must be written one by one, as they come.
+
+import dataclasses
+import traceback
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from jaxserve.cli.batch_answer import body_of
+from jaxserve.cli.batch_body import Job, LineError
+from jaxserve.errors import JaxserveError
+from jaxserve.request import SamplingParams, Task
+
+if TYPE_CHECKING:
+    from jaxserve.llm import LLM
+    from jaxserve.output import RequestOutput
+
+Answer = tuple[int, str | None, dict[str, Any] | LineError]  # line number, custom_id, body or what is wrong
+
+
+@dataclasses.dataclass(slots=True)
+class Started:
+    """A job in the engine. `outputs` by the place of the prompt in the job, None until it is answered."""
+
+    number: int
+    custom_id: str | None
+    job: Job
+    outputs: list["RequestOutput | None"]
+
+
+class Flight:
+    """Keeps about twice as many prompts in the engine as it can run at once, so that it never waits for us."""
+
+    def __init__(self, llm: "LLM", jobs: Iterator[tuple[int, str | None, Job | LineError]]):
+        self._llm = llm
+        self._jobs = jobs
+        self._max_prompts = 2 * llm.config.max_num_seqs
+        self._running: dict[str, tuple[Started, int]] = {}  # request id -> job, and which of its prompts
+
+    def answers(self) -> Generator[Answer, None, None]:
+        """Answers as they are ready. Closing the iterator takes back what is still running."""
+        try:
+            yield from self._refill()
+            while self._running:
+                for event in self._llm._engine.step():
+                    if event.output.finished and event.request_id in self._running:
+                        yield from self._land(event.request_id, event.output)
+                yield from self._refill()
+        finally:
+            for request_id in self._running:
+                self._llm._engine.abort(request_id)
+
+    def _refill(self) -> Iterator[Answer]:
+        """Start jobs while there is room; jobs that cannot start are answered at once."""
+        while len(self._running) < self._max_prompts:
+            number, custom_id, job = next(self._jobs, (0, None, None))
+            if job is None:
+                return
+            if isinstance(job, Job):
+                job = self._start(number, custom_id, job) or job
+            if isinstance(job, LineError):
+                yield number, custom_id, job
+
+    def _start(self, number: int, custom_id: str | None, job: Job) -> LineError | None:
+        """Hand all prompts of a job to the engine, or none of them."""
+        try:
+            prompts = [self._llm.chat_prompt(job.messages, **job.template)] if job.messages else job.prompts
+            is_embedding = job.url == "/v1/embeddings"
+            params = SamplingParams(temperature=0.0) if is_embedding else job.params
+            task = Task.EMBED if is_embedding else Task.GENERATE
+            requests = [self._llm._request(prompt, params, task=task) for prompt in prompts]
+        except JaxserveError as error:
+            return LineError(str(error))
+        except Exception as error:  # noqa: BLE001  one line must not stop the others; the trace is for us
+            traceback.print_exc()
+            return LineError(f"{type(error).__name__}: {error}", code="internal_error", status=500)
+        started = Started(number, custom_id, job, [None] * len(requests))
+        for place, (request, text) in enumerate(requests):
+            self._running[request.request_id] = started, place
+            self._llm._engine.add(request, text)
+        return None
+
+    def _land(self, request_id: str, output: "RequestOutput") -> Iterator[Answer]:
+        """Note an answered prompt; the job is answered with its last one."""
+        started, place = self._running.pop(request_id)
+        started.outputs[place] = output
+        outputs = [each for each in started.outputs if each is not None]
+        if len(outputs) == len(started.outputs):
+            yield started.number, started.custom_id, body_of(started.job, outputs, self._llm._built.tokenizer)

@@ -1,0 +1,146 @@
+"""Answer a file of requests in the OpenAI batch format (completions, chat completions, embeddings).
+
+Each input line is {"custom_id", "method", "url", "body"}; each output line {"id", "custom_id", "response", "error"},
+in the order in which answers are ready. A line that cannot be answered gets an output line with an error, and the
+others go on. A run that was stopped or killed goes on where it was: give the same command again.
+
+examples:
+  jaxserve run-batch -i requests.jsonl -o answers.jsonl --model tiny
+  jaxserve run-batch -i requests.jsonl -o answers.jsonl --model ./Qwen2.5-0.5B --served-model-name gpt-4o-mini
+"""
+
+import argparse
+import contextlib
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from tqdm import tqdm
+
+from jaxserve.cli.batch_body import Job, LineError, parse_job, parse_line
+from jaxserve.cli.batch_file import Key, append, open_results
+from jaxserve.cli.options import add_engine_flags, engine_options
+from jaxserve.errors import ConfigError
+from jaxserve.model_source import find_model
+
+if TYPE_CHECKING:
+    from jaxserve.llm import LLM
+
+USAGE = "jaxserve run-batch -i INPUT -o OUTPUT --model MODEL [options]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", "--input", type=Path, required=True, metavar="FILE", help="requests, one per line")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="answers; appended to")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="bundled name, folder, or hub id")
+    parser.add_argument(
+        "--served-model-name", action="append", default=[], metavar="NAME", help="also answer for this model name"
+    )
+    add_engine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    options = engine_options(args)
+    folder = find_model(args.model)
+    served = [args.model, *args.served_model_name, *{folder.name, folder.resolve().name}]
+    if args.output.exists() and args.input.samefile(args.output):
+        raise ConfigError("-i and -o name the same file", remedy="Give another -o")
+    keys = [key for _, key, _ in read_lines(args.input)]  # before the output is touched, and before jax is loaded
+    results, answered = open_results(args.output)
+    with results:
+        num_left = sum(key not in answered for key in keys)
+        if num_left < len(keys):
+            print(f"{len(keys) - num_left} of {len(keys)} lines are answered already", file=sys.stderr)
+        if not num_left:
+            return 0
+        from jaxserve.llm import LLM
+
+        llm = LLM(folder, **options)
+        todo = (line for line in read_lines(args.input) if line[1] not in answered)
+        try:
+            print(answer_lines(llm, todo, served, results, num_left, options.get("progress", True)), file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            raise
+    return 0
+
+
+Line = tuple[int, Key, dict[str, Any] | LineError]  # number, what it is known by, content or what is wrong with it
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a batch file that are not blank. A second line with the same custom_id is an error."""
+    seen: set[str] = set()
+    with path.open("rb") as file:
+        for number, raw_bytes in enumerate(file, start=1):
+            if not raw_bytes.strip():
+                continue
+            try:
+                custom_id, raw = parse_line(decode(raw_bytes))
+                if custom_id in seen:
+                    raise LineError(f"custom_id {custom_id!r} was used before", code="duplicate_custom_id")
+                seen.add(custom_id)
+                yield number, custom_id, raw
+            except LineError as error:
+                yield number, number, error
+
+
+def decode(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LineError(f"not UTF-8 at byte {error.start}", code="invalid_json") from None
+
+
+def answer_lines(
+    llm: "LLM", todo: Iterator[Line], served: list[str], results: BinaryIO, num_left: int, progress: bool
+) -> str:
+    """Answer every line; returns a sentence that sums it up."""
+    from jaxserve.cli.batch_flight import Flight
+
+    start_s = time.perf_counter()
+    num_errors = num_tokens = 0
+    flight = Flight(llm, jobs(todo, served))
+    bar = tqdm(total=num_left, unit="req", desc="run-batch", disable=None if progress else True)
+    with bar, contextlib.closing(flight.answers()) as answers:
+        for number, custom_id, answer in answers:
+            append(results, result_line(number, custom_id, answer))
+            if isinstance(answer, LineError):
+                num_errors += 1
+            else:
+                num_tokens += answer["usage"]["total_tokens"]
+            bar.update()
+            bar.set_postfix_str(f"{num_tokens / (time.perf_counter() - start_s):.0f} tok/s", refresh=False)
+    elapsed_s = time.perf_counter() - start_s
+    return (
+        f"{num_left - num_errors} answered, {num_errors} refused in {elapsed_s:.1f} s; "
+        f"{num_tokens / elapsed_s:.0f} tokens per second, prompts included"
+    )
+
+
+def jobs(todo: Iterator[Line], served: list[str]) -> Iterator[tuple[int, str | None, Job | LineError]]:
+    """(line number, custom_id, what to do)."""
+    for number, key, content in todo:
+        if isinstance(content, LineError):
+            yield number, None, content
+            continue
+        try:
+            yield number, str(key), parse_job(content, served)
+        except LineError as error:
+            yield number, str(key), error
+
+
+def result_line(number: int, custom_id: str | None, answer: dict[str, Any] | LineError) -> dict[str, Any]:
+    """A line of the output file: OpenAI's fields, and in an error also the line of the input."""
+    line: dict[str, Any] = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id}
+    request_id = f"req_{uuid.uuid4().hex}"
+    if not isinstance(answer, LineError):
+        return line | {"response": {"status_code": 200, "request_id": request_id, "body": answer}, "error": None}
+    body = {"message": str(answer), "type": answer.kind, "param": answer.param, "code": answer.code}
+    return line | {
+        "response": {"status_code": answer.status, "request_id": request_id, "body": {"error": body}},
+        "error": {"code": answer.code, "message": str(answer), "line": number},
+    }

@@ -1,0 +1,5 @@
+"""The type checker that jaxtyping applies to the device packages in tests; named in pytest's options in pyproject.toml."""
+
+from beartype import BeartypeConf, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int may stand where a float is asked for, as for pyright
