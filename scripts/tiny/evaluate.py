@@ -48,7 +48,8 @@ def task_rows(lex: tasks.Lexicon, task: str, length: int, rows: int, seed: int =
         kinds = (tasks.KINDS.index(task),)
         made = [tasks.arithmetic_row(lex, rng, length, kinds) for _ in range(rows)]
     else:
-        made = [tasks.MAKERS[task](lex, rng, length) for _ in range(rows)]
+        options = {"dense": False} if task == "needle" else {}
+        made = [tasks.MAKERS[task](lex, rng, length, **options) for _ in range(rows)]
     tokens, kind, group = (np.stack(a) for a in zip(*made, strict=True))
     if task == "recall":
         for t, g in zip(tokens, group, strict=True):

@@ -55,7 +55,6 @@ def export(params: dict[str, jax.Array], cfg: Config, tok: Tokenizer, folder: Pa
         "eos_token_id": END,
         "pad_token_id": PAD,
         "do_sample": False,
-        "max_length": cfg.max_len,
     }
     for name, value in (("config.json", hf_config(cfg)), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n")

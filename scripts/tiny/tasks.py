@@ -145,19 +145,25 @@ def recall_row(lex: Lexicon, rng: np.random.Generator, length: int, fill: float 
     return row.cut(length)
 
 
-def needle_row(lex: Lexicon, rng: np.random.Generator, length: int):
-    """Library text with lines '\\nNeedle key a b c.' hidden in it; at the end some of them are to be repeated."""
+def needle_row(lex: Lexicon, rng: np.random.Generator, length: int, dense: bool | None = None):
+    """Library text with lines '\\nNeedle key a b c.' hidden in it; at the end they are to be repeated.
+
+    dense: no text, as many needles as fit (default: two rows in five). Without such rows there are so few answers
+    that the model takes very long to find out that a needle is a lookup too.
+    """
     row, words = Row(lex), rng.permutation(lex.words)
-    head = len(lex.encode("\nNeedle"))
-    n = int(rng.integers(1, max(2, min(9, length // 48))))
+    line = len(lex.encode("\nNeedle")) + 5
+    n = int(rng.integers(1, max(2, min(25, length // 48))))
+    if rng.random() < 0.4 if dense is None else dense:
+        n = max(1, min(len(words) // 4, (length - 1) // (2 * line)))
     asked = rng.permutation(n)
     needles = words[: 4 * n].reshape(n, 4)
-    spare = length - 1 - 2 * n * (head + 5)
+    spare = length - 1 - 2 * n * line
     for needle, share in zip(needles, rng.dirichlet(np.ones(n + 1)) * spare, strict=False):
         row.filler(rng, int(share))
         row.put("\nNeedle")
         row.put([*needle, *lex.encode(".")])
-    row.filler(rng, length - len(row) - n * (head + 5))
+    row.filler(rng, length - len(row) - n * line)
     for i in asked:
         row.put("\nNeedle", FORM)
         row.put(needles[i, :1])

@@ -7,13 +7,13 @@ import sysconfig
 import zlib
 from pathlib import Path
 
-import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tiny.words import WORDS
 
 SPECIALS = ["<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 PAD, BOS, END, USER, ASSISTANT, SYSTEM = range(6)
+BOS_TEXT = SPECIALS[BOS]
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -107,24 +107,18 @@ def train_tokenizer(texts: list[str], vocab: int = 1024, n_words: int = 256) -> 
 
 def task_words(tok: Tokenizer) -> list[str]:
     """The nouns that are one token with a leading space, in the order of the list."""
-    return [w for w in WORDS if len(tok.encode(" " + w).ids) == 1]
-
-
-def encode_texts(tok: Tokenizer, texts: list[str]) -> np.ndarray:
-    """All texts as one uint16 array, each preceded by the bos token."""
-    parts = []
-    for enc in tok.encode_batch(texts, add_special_tokens=False):
-        parts += [[BOS], enc.ids]
-    return np.concatenate([np.asarray(p, np.uint16) for p in parts])
+    return [w for w in WORDS if len(tok.encode(" " + w, add_special_tokens=False).ids) == 1]
 
 
 def save_tokenizer(tok: Tokenizer, folder: Path, max_len: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
+    """Write tokenizer.json, which puts bos before plain prompts, and tokenizer_config.json for transformers."""
     folder.mkdir(parents=True, exist_ok=True)
+    tok = Tokenizer.from_str(tok.to_str())
+    tok.post_processor = processors.TemplateProcessing(single=f"{BOS_TEXT} $A", special_tokens=[(BOS_TEXT, BOS)])
     tok.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SPECIALS[BOS],
+        "bos_token": BOS_TEXT,
         "eos_token": SPECIALS[END],
         "pad_token": SPECIALS[PAD],
         "unk_token": None,

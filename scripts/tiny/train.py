@@ -20,7 +20,7 @@ from tiny.model import Config, forward, init
 from tiny.optim import make_optimizer
 
 # what one token of each kind weighs in the loss: sure answers count more than text, see tasks.KINDS
-WEIGHTS = (0.0, 1.0, 4.0, 4.0, 2.0, 2.0, 1.5, 4.0)
+WEIGHTS = (0.0, 1.0, 4.0, 8.0, 2.0, 2.0, 1.5, 4.0)
 
 
 class Stage(NamedTuple):
@@ -38,7 +38,7 @@ LONG = {"stream": 0.1, "recall": 0.4, "needle": 0.35, "chat": 0.15}
 CURRICULUM = (
     Stage(700, 2048, {64: 1.0}, {"stream": 0.7, "recall": 0.3}),
     Stage(900, 4096, {64: 0.3, 256: 0.7}, {"stream": 0.25, "recall": 0.35, "text": 0.2, "needle": 0.2}),
-    Stage(1400, 4096, {64: 0.1, 256: 0.65, 1024: 0.25}, FULL),
+    Stage(1200, 4096, {64: 0.1, 256: 0.65, 1024: 0.25}, FULL),
     Stage(10**9, 4096, {256: 0.6, 1024: 0.2, 2048: 0.2}, FULL),
 )
 
