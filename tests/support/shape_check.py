@@ -1,4 +1,4 @@
-"""The type checker that jaxtyping applies to the device packages in tests; named in pytest's options in pyproject.toml."""
+"""The type checker that jaxtyping applies to the device packages in tests; pyproject.toml names it to pytest."""
 
 from beartype import BeartypeConf, beartype
 
