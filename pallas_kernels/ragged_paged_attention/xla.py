@@ -4,6 +4,8 @@ Keys and values are read a chunk at a time and merged by a running maximum. Rows
 longest first, in groups of `ROWS`; rows with more are cut into tiles of `QUERY_TILE` queries, each reading its chunks once.
 Padded table columns and empty rows cost nothing, because no iteration visits them.
 
+A bfloat16 model over a bfloat16 pool multiplies in bfloat16 (twice the speed here); all sums and the softmax are float32.
+
 Two habits keep the pool from being copied. It is carried through every loop and out again: a loop that only read it would
 leave two live users of one buffer, and XLA would copy it before the next write. And a pool of narrow floats should be
 stored as bits: XLA on CPU converts a whole bfloat16 pool to float32 to update a few rows of it.
@@ -15,29 +17,30 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-KV_CHUNK = 256  # keys per iteration
+DECODE_CHUNK = 256  # keys per iteration of decode rows
+TILE_CHUNK = 256  # keys per iteration of a tile
 ROWS = 8  # decode rows per iteration
-QUERY_TILE = 64  # queries of one row per iteration
+QUERY_TILE = 128  # queries of one row per iteration
 
 _MASKED = -1e30  # finite, so that a fully masked chunk yields exp(0) * 0 rather than nan
 
 
 class _Rows(NamedTuple):
-    """What does not change within a call; `page_size` and `chunk_pages` are static."""
+    """What does not change within a call; all but the arrays is static."""
 
-    table_sm: jax.Array  # widened by one chunk, so that a chunk may start at any page
+    table_sm: jax.Array
     q_start_s: jax.Array
     q_len_s: jax.Array
     kv_len_s: jax.Array
     kv_dtype: jnp.dtype  # what the pool's bits mean
-    page_size: int
-    chunk_pages: int
+    dot_dtype: jnp.dtype  # of the factors of both products
+    scale: float
     window: int | None
+    page_size: int
 
-    @property
-    def chunk(self) -> int:
-        """Keys per chunk."""
-        return self.chunk_pages * self.page_size
+    def pages_of(self, chunk: int) -> int:
+        """Pages per chunk of about so many keys."""
+        return min(max(chunk // self.page_size, 1), self.table_sm.shape[1])
 
 
 class _Softmax(NamedTuple):
@@ -50,21 +53,22 @@ class _Softmax(NamedTuple):
 
 def attend(q_tnh, k_tkh, v_tkh, pages_pk2bh, table_sm, q_start_s, kv_len_s, *, scale, window, max_q_len, kv_dtype):
     """See `op.ragged_paged_attention`."""
-    page_size = pages_pk2bh.shape[3]
-    chunk_pages = min(max(KV_CHUNK // page_size, 1), table_sm.shape[1])
+    is_narrow = q_tnh.dtype == jnp.bfloat16 and kv_dtype == jnp.bfloat16
     rows = _Rows(
-        table_sm=jnp.pad(table_sm, ((0, 0), (0, chunk_pages))),
+        table_sm=table_sm,
         q_start_s=q_start_s,
         q_len_s=q_start_s[1:] - q_start_s[:-1],
         kv_len_s=kv_len_s,
         kv_dtype=kv_dtype,
-        page_size=page_size,
-        chunk_pages=chunk_pages,
+        dot_dtype=jnp.dtype(jnp.bfloat16 if is_narrow else jnp.float32),
+        scale=scale,
         window=window,
+        page_size=pages_pk2bh.shape[3],
     )
     num_tokens, num_heads, head_size = q_tnh.shape
     num_kv_heads = k_tkh.shape[1]
-    q_tkgh = (q_tnh.astype(jnp.float32) * scale).reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_size)
+    group = num_heads // num_kv_heads
+    q_tkgh = q_tnh.astype(rows.dot_dtype).reshape(num_tokens, num_kv_heads, group, head_size)
     pages = _write(pages_pk2bh, k_tkh, v_tkh, rows)
     out_tkgh, pages = _decode(q_tkgh, pages, rows)
     if max_q_len != 1:
@@ -93,32 +97,37 @@ def _write(pages, k_tkh, v_tkh, rows: _Rows):
     return pages.at[page_t, :, :, pos_t % rows.page_size, :].set(kv_tk2h, mode="drop")
 
 
-def _read_chunk(pages, rows: _Rows, row_w, first_page_w, real_wc):
-    """Keys and values f32[w k c h] of one chunk of each row; values that are not real are zero, whatever is stored."""
+def _read_chunk(pages, rows: _Rows, row_w, first_page_w, chunk_pages: int, real_wc):
+    """Keys and values [w k c h] of one chunk of each row; values that are not real are zero, whatever is stored."""
     _, num_kv_heads, _, page_size, head_size = pages.shape
     flat_xbh = pages.reshape(-1, page_size, head_size)  # [page, kv head, key | value] as one index
-    column_wc = first_page_w[:, None] + jnp.arange(rows.chunk_pages, dtype=jnp.int32)[None, :]
-    page_wc = rows.table_sm[row_w[:, None], column_wc]
+    column_wc = first_page_w[:, None] + jnp.arange(chunk_pages, dtype=jnp.int32)[None, :]
+    page_wc = rows.table_sm.at[row_w[:, None], column_wc].get(mode="clip")  # a last chunk may reach past the table
     head_k = jnp.arange(num_kv_heads, dtype=jnp.int32)
     index_wkc = (page_wc[:, None, :] * num_kv_heads + head_k[None, :, None]) * 2
-    shape = (row_w.shape[0], num_kv_heads, rows.chunk, head_size)
+    shape = (row_w.shape[0], num_kv_heads, chunk_pages * page_size, head_size)
 
     def read(index):
         heads = flat_xbh.at[index].get(mode="clip").reshape(shape)
-        return lax.bitcast_convert_type(heads, rows.kv_dtype).astype(jnp.float32)
+        return lax.bitcast_convert_type(heads, rows.kv_dtype).astype(rows.dot_dtype)
 
-    return read(index_wkc), jnp.where(real_wc[:, None, :, None], read(index_wkc + 1), 0.0)
+    v = read(index_wkc + 1)
+    return read(index_wkc), jnp.where(real_wc[:, None, :, None], v, jnp.zeros_like(v))
 
 
-def _absorb(state: _Softmax, q, k, v, seen) -> _Softmax:
-    """Merge one chunk: q [w k q h], k and v [w k c h], seen broadcastable to [w k q c]."""
+def _absorb(state: _Softmax, rows: _Rows, q, k, v, seen) -> _Softmax:
+    """Merge one chunk: q [w k q h], k and v [w k c h], seen broadcastable to [w k q c].
+
+    A query that sees nothing of a chunk adds exp(0) weights while its maximum is still `_MASKED`; the first chunk it
+    does see shrinks those to exactly zero, so no second mask is needed.
+    """
     batch = ((0, 1), (0, 1))
     scores = lax.dot_general(q, k, (((3,), (3,)), batch), preferred_element_type=jnp.float32)
-    scores = jnp.where(seen, scores, _MASKED)
+    scores = jnp.where(seen, scores * rows.scale, _MASKED)
     top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
-    weights = jnp.where(seen, jnp.exp(scores - top[..., None]), 0.0)
+    weights = jnp.exp(scores - top[..., None])
     shrink = jnp.exp(state.top - top)
-    added = lax.dot_general(weights, v, (((3,), (2,)), batch), preferred_element_type=jnp.float32)
+    added = lax.dot_general(weights.astype(v.dtype), v, (((3,), (2,)), batch), preferred_element_type=jnp.float32)
     return _Softmax(
         top=top,
         total=state.total * shrink + jnp.sum(weights, axis=-1),
@@ -149,7 +158,8 @@ def _decode(q_tkgh, pages, rows: _Rows):
     """All rows with one query. Returns f32[t k g h], zero for other tokens, and the pool."""
     num_tokens, num_kv_heads, group, head_size = q_tkgh.shape
     num_rows = rows.kv_len_s.shape[0]
-    width = min(ROWS, num_rows)
+    width, chunk_pages = min(ROWS, num_rows), rows.pages_of(DECODE_CHUNK)
+    chunk_size = chunk_pages * rows.page_size
     padded = -(-num_rows // width) * width
 
     first_s = _first_page(rows.kv_len_s - 1, rows)
@@ -158,7 +168,7 @@ def _decode(q_tkgh, pages, rows: _Rows):
     row_r = jnp.pad(order_r, (0, padded - num_rows))
     span_r = jnp.pad(span_s[order_r], (0, padded - num_rows))
     q_rkgh = q_tkgh[jnp.minimum(rows.q_start_s[row_r], num_tokens - 1)]
-    offset_c = jnp.arange(rows.chunk, dtype=jnp.int32)
+    offset_c = jnp.arange(chunk_size, dtype=jnp.int32)
 
     def one_group(chunk, group_index, state: _Softmax, pages) -> _Softmax:
         begin = group_index * width
@@ -170,20 +180,20 @@ def _decode(q_tkgh, pages, rows: _Rows):
             return lax.dynamic_update_slice_in_dim(whole, part, begin, axis=0)
 
         row_w = take(row_r)
-        within_wc = (chunk * rows.chunk + offset_c)[None, :]
+        within_wc = (chunk * chunk_size + offset_c)[None, :]
         seen_wc = within_wc < take(span_r)[:, None]
         if rows.window is not None:
             pos_wc = (first_s[row_w] * rows.page_size)[:, None] + within_wc
             seen_wc = seen_wc & (pos_wc > (rows.kv_len_s[row_w] - 1 - rows.window)[:, None])
-        k, v = _read_chunk(pages, rows, row_w, first_s[row_w] + chunk * rows.chunk_pages, seen_wc)
-        merged = _absorb(_Softmax(*map(take, state)), take(q_rkgh), k, v, seen_wc[:, None, None, :])
+        k, v = _read_chunk(pages, rows, row_w, first_s[row_w] + chunk * chunk_pages, chunk_pages, seen_wc)
+        merged = _absorb(_Softmax(*map(take, state)), rows, take(q_rkgh), k, v, seen_wc[:, None, None, :])
         return _Softmax(*map(put, state, merged))
 
     def one_chunk(chunk, carry):
-        num_groups = (jnp.sum(span_r > chunk * rows.chunk) + width - 1) // width
+        num_groups = (jnp.sum(span_r > chunk * chunk_size) + width - 1) // width
         return lax.fori_loop(0, num_groups, lambda g, c: (one_group(chunk, g, *c), c[1]), carry)
 
-    num_chunks = (jnp.max(span_r) + rows.chunk - 1) // rows.chunk
+    num_chunks = (jnp.max(span_r) + chunk_size - 1) // chunk_size
     state = _empty((padded, num_kv_heads, group), head_size)
     state, pages = lax.fori_loop(0, num_chunks, one_chunk, (state, pages))
 
@@ -197,13 +207,14 @@ def _decode(q_tkgh, pages, rows: _Rows):
 def _tiles(out_tkgh, q_tkgh, pages, rows: _Rows):
     """All rows with several queries: writes their tokens into `out_tkgh`; returns it and the pool."""
     num_tokens, num_kv_heads, group, head_size = q_tkgh.shape
-    tile = min(QUERY_TILE, num_tokens)
+    tile, chunk_pages = min(QUERY_TILE, num_tokens), rows.pages_of(TILE_CHUNK)
+    chunk_size = chunk_pages * rows.page_size
     tiles_s = jnp.where(rows.q_len_s > 1, (rows.q_len_s + tile - 1) // tile, 0)
     end_s = jnp.cumsum(tiles_s)
     pad = ((0, tile), (0, 0), (0, 0), (0, 0))  # a tile may reach past the last token
     q_tkgh, out_tkgh = jnp.pad(q_tkgh, pad), jnp.pad(out_tkgh, pad)
     offset_q = jnp.arange(tile, dtype=jnp.int32)
-    offset_c = jnp.arange(rows.chunk, dtype=jnp.int32)
+    offset_c = jnp.arange(chunk_size, dtype=jnp.int32)
 
     def one_tile(index, carry):
         out_tkgh, pages = carry
@@ -218,16 +229,17 @@ def _tiles(out_tkgh, q_tkgh, pages, rows: _Rows):
 
         def one_chunk(chunk, carry):
             state, pages = carry
-            key_c = first * rows.page_size + chunk * rows.chunk + offset_c
+            key_c = first * rows.page_size + chunk * chunk_size + offset_c
             query_q = pos + offset_q
             real_c = key_c < pos + num_queries
             seen_qc = (key_c[None, :] <= query_q[:, None]) & real_c[None, :]
             if rows.window is not None:
                 seen_qc = seen_qc & (key_c[None, :] > query_q[:, None] - rows.window)
-            k, v = _read_chunk(pages, rows, row[None], (first + chunk * rows.chunk_pages)[None], real_c[None, :])
-            return _absorb(state, q_1kxh, k, v, jnp.tile(seen_qc, (group, 1))[None, None]), pages
+            page = (first + chunk * chunk_pages)[None]
+            k, v = _read_chunk(pages, rows, row[None], page, chunk_pages, real_c[None, :])
+            return _absorb(state, rows, q_1kxh, k, v, jnp.tile(seen_qc, (group, 1))[None, None]), pages
 
-        num_chunks = (pos + num_queries - first * rows.page_size + rows.chunk - 1) // rows.chunk
+        num_chunks = (pos + num_queries - first * rows.page_size + chunk_size - 1) // chunk_size
         state = _empty((1, num_kv_heads, group * tile), head_size)
         state, pages = lax.fori_loop(0, num_chunks, one_chunk, (state, pages))
         result_qkgh = jnp.transpose(_result(state).reshape(num_kv_heads, group, tile, head_size), (2, 0, 1, 3))
