@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, DEFAULTS)
-    options = engine_options(args)
+    options = {"max_num_seqs": 1} | engine_options(args)
     folder = find_model(args.model)
     with contextlib.suppress(ImportError):  # Python may be built without it; then lines have no history
         importlib.import_module("readline")  # input() uses it once it is loaded
