@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import importlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.options import add_engine_flags, add_sampling_flags, engine_options, sampling_params
 from jaxserve.errors import RequestError
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, DEFAULTS)
-    options = {"max_num_seqs": 1} | engine_options(args)
+    options: dict[str, Any] = {"max_num_seqs": 1} | engine_options(args)
     folder = find_model(args.model)
     with contextlib.suppress(ImportError):  # Python may be built without it; then lines have no history
         importlib.import_module("readline")  # input() uses it once it is loaded
