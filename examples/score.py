@@ -13,8 +13,9 @@ def main(model: str = "tiny") -> None:
     prompt = "for i in "
     continuations = ["range(10):\n", "banana(10):\n", "the meantime\n"]
     scores = llm.score(prompt, continuations)
-    for text, score in sorted(zip(continuations, scores, strict=True), key=lambda pair: -pair[1]):
-        print(f"{score:9.3f}  {prompt}{text!r}")
+    for text, score in sorted(zip(continuations, scores, strict=True), key=lambda pair: -pair[1].logprob):
+        chosen = "greedy decoding would say this" if score.is_greedy else ""
+        print(f"{score.logprob:9.3f}  {prompt + text!r}  {chosen}")
 
 
 if __name__ == "__main__":
