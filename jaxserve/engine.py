@@ -167,14 +167,16 @@ class Engine:
         if answer.detokenizer is None:
             return finish
         if not is_stop_token or params.include_stop_str_in_output:
-            searched_from = max(len(output.text) - max(map(len, params.stop), default=1) + 1, 0)
+            num_searched = len(output.text)
             output.text += answer.detokenizer.push(token_id)
             if finish:
                 output.text += answer.detokenizer.flush()
-            stop = _find_stop(output.text, params.stop, searched_from) if len(output.token_ids) >= params.min_tokens else None
+            may_stop = len(output.token_ids) >= params.min_tokens
+            stop = _find_stop(output.text, params.stop, num_searched) if may_stop else None
             if stop:
                 begin, output.stop_reason = stop
-                output.text = output.text[: begin + (len(output.stop_reason) if params.include_stop_str_in_output else 0)]
+                kept = begin + (len(output.stop_reason) if params.include_stop_str_in_output else 0)
+                output.text = output.text[:kept]
                 self.scheduler.finish(answer.sequence, self._clock.now_s())
                 return Finish.STOP
         else:
@@ -225,7 +227,8 @@ class Engine:
     def _sequence(self, request: Request, index: int, parent: Sequence | None) -> Sequence:
         params, num_prompt = request.params, len(request.prompt_token_ids)
         limit = self._max_model_len if params.max_tokens is None else num_prompt + params.max_tokens
-        seq_id = f"{request.request_id}/{index}"
+        # A request id may be used again while a wasted row of its last use is still under way; a sequence id may not.
+        seq_id = f"{request.request_id}/{index}#{self._num_requests}"
         # Without a seed of its own, a request gets one from the engine's seed and its place in the engine's history.
         seed = params.seed if params.seed is not None else hash((self._seed, self._num_requests))
         return Sequence(
@@ -239,9 +242,9 @@ class Engine:
         )
 
 
-def _find_stop(text: str, stops: Iterable[str], start: int) -> tuple[int, str] | None:
-    """The earliest stop string at or after `start`: where it begins, and which."""
-    found = [(text.find(stop, start), stop) for stop in stops]
+def _find_stop(text: str, stops: Iterable[str], num_searched: int) -> tuple[int, str] | None:
+    """The earliest stop string that ends beyond the characters searched before: where it begins, and which."""
+    found = [(text.find(stop, max(num_searched - len(stop) + 1, 0)), stop) for stop in stops]
     return min(((begin, stop) for begin, stop in found if begin >= 0), default=None)
 
 

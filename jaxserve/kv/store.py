@@ -90,8 +90,9 @@ class KVStore:
     def register(self, seq_id: str, tokens: Sequence[int]) -> None:
         """Put the full blocks that hold `tokens` (all computed) into the prefix tree.
 
-        Where the tree already has the same content in another block, the sequence takes that one and gives its own
-        back. Steps under way may still read the block given back: the device runs them before any later write to it.
+        Where the tree already has the same content in another block, the sequence, and every fork that shares its own
+        block, takes that one and gives the own one back. Steps under way may still read the block given back: the
+        device runs them before any later write to it.
         """
         table = self._tables[seq_id]
         if not self._caching:
@@ -103,9 +104,7 @@ class KVStore:
             table.tail = self._tree.insert(table.namespace, table.tail, key, own)
             self._touch(table.tail)
             if table.tail.block != own:
-                self._hold(table.tail.block)
-                table.blocks[index] = table.tail.block
-                self._drop(own)
+                self._replace(table, index, table.tail.block)
         table.num_registered = max(table.num_registered, full)
 
     def fork(self, parent_id: str, child_id: str, num_tokens: int) -> list[BlockCopy] | None:
@@ -165,7 +164,12 @@ class KVStore:
             raise InvariantError(f"free {len(free)} + cached {len(cached)} + held {held} != {self.num_blocks}")
         for node in self._tree.nodes():
             parent = node.parent
-            if parent is not None and parent.block >= 0 and self._holders[node.block] and not self._holders[parent.block]:
+            if (
+                parent is not None
+                and parent.block >= 0
+                and self._holders[node.block]
+                and not self._holders[parent.block]
+            ):
                 raise InvariantError(f"block {node.block} is held but its prefix block {parent.block} is not")
 
     def _node_at(self, table: _Table, num_blocks: int) -> Node | None:
@@ -174,6 +178,15 @@ class KVStore:
         for _ in range(table.num_registered - num_blocks):
             node = node.parent if node is not None else None
         return node if num_blocks else None
+
+    def _replace(self, table: _Table, index: int, block: int) -> None:
+        """Put `block` in the place of a table's own, for all who hold that: forks must hold the tree's whole path, too."""
+        own = table.blocks[index]
+        for other in (table,) if self._holders[own] == 1 else self._tables.values():
+            if other.blocks[index : index + 1] == [own]:
+                self._hold(block)
+                other.blocks[index] = block
+                self._drop(own)
 
     def _take(self) -> int:
         return self._free.pop() if self._free else self._evict()

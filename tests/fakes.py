@@ -1,0 +1,316 @@
+"""An engine without a device: a pretend executor whose answers depend on every token it can read through a table.
+
+A block that is stale, lost, shared by mistake or copied too late changes the answer, and `alone` says what the answer
+had to be. No jax.
+"""
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxserve.clock import VirtualClock
+from jaxserve.engine import Engine
+from jaxserve.kv.store import KVStore
+from jaxserve.output import Event, RequestOutput
+from jaxserve.request import Request, SamplingParams, Task
+from jaxserve.scheduler.core import Scheduler
+from jaxserve.scheduler.policies.fcfs import Fcfs
+from jaxserve.scheduler.policies.priority import Priority
+from jaxserve.step import Capacity, Row, RowResult, StepPlan, StepResult, TokenLogprob
+
+EOS = 0
+# Pieces of several characters, so that stop strings begin and end inside tokens.
+PIECES = (
+    "<eos>",
+    "a",
+    "b",
+    "c",
+    "ab",
+    "ba",
+    "abc",
+    " ",
+    "x",
+    "y",
+    "xy",
+    "yx",
+    "cab",
+    "é",
+    ". ",
+    "\n",
+    "q",
+    "w",
+    "e",
+    "r",
+)
+VOCAB_SIZE = len(PIECES)
+POLICIES = {"fcfs": Fcfs, "priority": Priority}
+
+
+def next_token(tokens: Sequence[int], params: SamplingParams, seed: int, index: int, banned: Iterable[int]) -> int:
+    """The pretend model: a fixed function of the whole context, of the random key if there is one, and of `banned`."""
+    key = (seed % (1 << 32), index) if params.temperature > 0 else ()
+    token, held_back = hash((tuple(tokens), key)) % VOCAB_SIZE, set(banned)
+    while token in held_back:
+        token = (token + 1) % VOCAB_SIZE
+    return token
+
+
+def score(tokens: Sequence[int], target: int, count: int) -> TokenLogprob:
+    """The pretend log-probability of `target` after `tokens`, with `count` alternatives."""
+    value = -(hash((tuple(tokens), target)) % 997) / 100
+    return TokenLogprob(target, value, 1, tuple(range(count)), tuple(-float(i) for i in range(count)))
+
+
+def edited(tokens: Sequence[int], history: Sequence[int], params: SamplingParams) -> tuple[int, ...]:
+    """Penalties and bias depend on history kept in the slot: make the answer depend on it, too."""
+    return (*tokens, -1, *history) if params.has_edits else tuple(tokens)
+
+
+class FakeExecutor:
+    """Runs plans in the order of dispatch over a pool of token ids, and refuses plans that break a law of `StepPlan`."""
+
+    def __init__(self, num_blocks: int, block_size: int, num_slots: int, max_model_len: int, rungs: tuple[int, ...]):
+        self.plans: list[StepPlan] = []
+        self._capacity = Capacity(num_blocks, block_size, num_slots, rungs, max_model_len)
+        self._pool: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self._last: dict[int, tuple[str, int]] = {}  # slot -> who sampled what there
+        self._history: dict[int, list[int]] = {}
+        self._under_way: deque[StepPlan] = deque()
+
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    def dispatch(self, plan: StepPlan) -> tuple[StepPlan, StepResult]:
+        assert plan.rows, "an empty plan"
+        for values in ([r.slot for r in plan.rows], [r.seq_id for r in plan.rows], [c.target for c in plan.copies]):
+            assert len(set(values)) == len(values), f"twice in one plan: {values}"
+        for copy in plan.copies:
+            self._pool[copy.target] = list(self._pool[copy.source])
+        for start in plan.starts:
+            self._history[start.slot] = list(start.output_token_ids)
+        written: dict[tuple[int, int], str] = {}
+        for row in plan.rows:
+            self._write(row, written)
+        for row in plan.rows:  # nobody reads what another row of the same step writes
+            for position in range(row.start):
+                assert written.get(self._place(row, position), row.seq_id) == row.seq_id
+        self.plans.append(plan)
+        self._under_way.append(plan)
+        assert len(self._under_way) <= 2, "more than one step ahead"
+        return plan, StepResult(rows=tuple(self._run(row) for row in plan.rows))
+
+    def collect(self, pending: tuple[StepPlan, StepResult]) -> StepResult:
+        assert self._under_way.popleft() is pending[0], "collected out of order"
+        return pending[1]
+
+    def _place(self, row: Row, position: int) -> tuple[int, int]:
+        index, offset = divmod(position, self._capacity.block_size)
+        return row.blocks[index], offset
+
+    def _write(self, row: Row, written: dict[tuple[int, int], str]) -> None:
+        assert row.num_tokens > 0
+        assert 0 <= row.slot < self._capacity.num_slots
+        assert len(set(row.blocks)) == len(row.blocks), "a block twice in one table"
+        assert row.start + row.num_tokens <= self._capacity.max_model_len
+        inputs = list(row.token_ids)
+        if row.feeds_last:
+            owner, token = self._last[row.slot]
+            assert owner == row.seq_id, "the slot's last token is another sequence's"
+            inputs.append(token)
+        for position, token in enumerate(inputs, start=row.start):
+            place = self._place(row, position)
+            assert place not in written, "two rows write one place"
+            written[place] = row.seq_id
+            self._pool[place[0]][place[1]] = token
+
+    def _run(self, row: Row) -> RowResult:
+        read = [self._pool[block][offset] for block, offset in (self._place(row, p) for p in range(_end(row)))]
+        assert None not in read, f"{row.seq_id} reads position {read.index(None)}, which was never written"
+        tokens = [token for token in read if token is not None]
+        scores = None
+        if row.logprob_targets is not None:
+            assert len(row.logprob_targets) == row.num_tokens
+            count = row.params.prompt_logprobs or 0
+            scores = tuple(
+                score(tokens[: row.start + i + 1], target, count) if target >= 0 else None
+                for i, target in enumerate(row.logprob_targets)
+            )
+        if not row.samples or row.task is not Task.GENERATE:
+            hidden: Any = tuple(tokens) if row.task is Task.EMBED and row.samples else None
+            return RowResult(prompt_logprobs=scores, hidden=hidden)
+        context = edited(tokens, self._history.get(row.slot, []), row.params)
+        token = next_token(context, row.params, row.seed, row.output_index, row.banned)
+        self._last[row.slot] = row.seq_id, token
+        self._history.setdefault(row.slot, []).append(token)
+        wanted = row.params.logprobs
+        return RowResult(
+            token_id=token,
+            logprob=None if wanted is None else score(tokens, token, wanted),
+            prompt_logprobs=scores,
+        )
+
+
+def _end(row: Row) -> int:
+    return row.start + row.num_tokens
+
+
+class FakeTokenizer:
+    """Token id -> a fixed piece of text."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return "".join(PIECES[t] for t in token_ids if not (skip_special_tokens and t == EOS))
+
+    def detokenizer(self, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> "FakeDetokenizer":
+        del prompt_token_ids
+        return FakeDetokenizer(skip_special_tokens)
+
+
+class FakeDetokenizer:
+    """Pieces as they are; an `é` is held back for one push, as a split character would be."""
+
+    def __init__(self, skip_special_tokens: bool):
+        self._skip = skip_special_tokens
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        piece = "" if self._skip and token_id == EOS else PIECES[token_id]
+        text = self._held + piece
+        self._held = "é" if text.endswith("é") else ""
+        return text.removesuffix("é") if self._held else text
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+@dataclasses.dataclass(slots=True)
+class Rig:
+    """An engine and what it is made of."""
+
+    engine: Engine
+    scheduler: Scheduler
+    store: KVStore
+    executor: FakeExecutor
+    clock: VirtualClock
+
+    def step(self) -> list[Event]:
+        """One step, then the books."""
+        events = self.engine.step()
+        self.clock.advance(0.01)
+        self.scheduler.check()
+        return events
+
+    def run(self, *requests: Request, max_steps: int = 20_000) -> dict[str, RequestOutput]:
+        """Answer requests, and prove that nothing is left behind."""
+        for request in requests:
+            self.engine.add(request)
+        outputs = {}
+        for _ in range(max_steps):
+            if not self.engine.has_work:
+                break
+            outputs |= {event.request_id: event.output for event in self.step()}
+        self.check_empty()
+        return outputs
+
+    def check_empty(self) -> None:
+        """Nothing queued, no block held, no slot taken."""
+        assert not self.engine.has_work, "the engine did not come to an end"
+        assert self.scheduler.num_running == self.scheduler.num_waiting == self.store.num_held == 0
+
+
+def make_engine(
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    num_slots: int = 8,
+    budget: int = 32,
+    max_model_len: int = 64,
+    rungs: tuple[int, ...] = (8, 16, 32),
+    overlap: bool = True,
+    chunked: bool = True,
+    caching: bool = True,
+    policy: str = "fcfs",
+    tokenizer: Any = None,
+) -> Rig:
+    """An engine over a FakeExecutor."""
+    executor = FakeExecutor(num_blocks, block_size, num_slots, max_model_len, rungs)
+    store = KVStore(num_blocks, block_size, caching=caching)
+    scheduler = Scheduler(store, POLICIES[policy](), executor.capacity(), token_budget=budget, chunked=chunked)
+    clock = VirtualClock()
+    engine = Engine(
+        scheduler,
+        executor,
+        tokenizer or FakeTokenizer(),  # pyright: ignore[reportArgumentType]
+        clock=clock,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=max_model_len,
+        overlap=overlap,
+    )
+    return Rig(engine, scheduler, store, executor, clock)
+
+
+def ask(request_id: str, prompt: Sequence[int], **options: Any) -> Request:
+    """A request; names of `Request` fields go there, all others into its SamplingParams (greedy by default)."""
+    fields = {field.name for field in dataclasses.fields(Request)}
+    params = SamplingParams(**{"temperature": 0.0} | {k: v for k, v in options.items() if k not in fields})
+    rest: dict[str, Any] = {"eos_token_ids": (EOS,)} | {k: v for k, v in options.items() if k in fields}
+    if params.prompt_logprobs is not None:
+        rest.setdefault("logprobs_from", 1)
+    return Request(request_id=request_id, prompt_token_ids=tuple(prompt), params=params, **rest)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Expected:
+    """What one answer must be."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    stop_reason: int | str | None
+
+
+def alone(request: Request, index: int = 0, *, max_model_len: int = 64) -> Expected:
+    """The answer computed straight from the pretend model: no blocks, no batch, no steps."""
+    params, prompt = request.params, request.prompt_token_ids
+    room = min(params.max_tokens or math.inf, max_model_len - len(prompt))
+    output, text = list[int](), ""
+    while True:
+        banned = _banned(request, output)
+        seed = (params.seed or 0) + index
+        token = next_token(edited((*prompt, *output), output, params), params, seed, len(output), banned)
+        output.append(token)
+        stop_tokens = set(params.stop_token_ids) | (set() if params.ignore_eos else set(request.eos_token_ids))
+        if token in stop_tokens and not params.include_stop_str_in_output:
+            return Expected(output, text, "stop", token if token in params.stop_token_ids else None)
+        before, text = text, text + ("" if token == EOS and params.skip_special_tokens else PIECES[token])
+        found = [(text.find(s, max(len(before) - len(s) + 1, 0)), s) for s in params.stop]
+        found = [f for f in found if f[0] >= 0 and len(output) >= params.min_tokens]
+        if found:
+            begin, stop = min(found)
+            end = begin + (len(stop) if params.include_stop_str_in_output else 0)
+            return Expected(output, text[:end], "stop", stop)
+        if token in stop_tokens:
+            return Expected(output, text, "stop", token if token in params.stop_token_ids else None)
+        if len(output) >= room:
+            return Expected(output, text, "length", None)
+
+
+def _banned(request: Request, output: list[int]) -> set[int]:
+    banned = set()
+    if len(output) < request.params.min_tokens:
+        banned |= {*request.eos_token_ids, *request.params.stop_token_ids}
+    for *begun, last in request.bad_word_ids:
+        if output[len(output) - len(begun) :] == begun:
+            banned.add(last)
+    return banned
+
+
+def check_answer(output: RequestOutput, request: Request, *, max_model_len: int = 64) -> None:
+    """Every answer of a request is what it would have been alone."""
+    assert len(output.outputs) == request.params.n
+    for index, answer in enumerate(output.outputs):
+        expected = alone(request, index, max_model_len=max_model_len)
+        got = Expected(answer.token_ids, answer.text, str(answer.finish_reason), answer.stop_reason)
+        assert got == expected, f"{request.request_id}/{index}: {got} instead of {expected}"
