@@ -118,7 +118,6 @@ def build(folder: Path, config: EngineConfig) -> Built:
         "load_s": loaded_s - started_s,
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
-        "compiles_when_ready": count_compiles(),
     }
     return Built(engine, executor, tokenizer, cfg, max_model_len, facts)
 

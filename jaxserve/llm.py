@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import operator
 import signal
 import threading
 from collections import deque
@@ -16,7 +17,6 @@ from tqdm import tqdm
 from jaxserve.build import build
 from jaxserve.config import EngineConfig, make
 from jaxserve.errors import RequestError
-from jaxserve.executor.compiles import count_compiles
 from jaxserve.model_source import find_model
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
@@ -134,12 +134,11 @@ class LLM:
     def metrics(self) -> dict[str, Any]:
         """What the engine is and has done: backend, sizes, start-up seconds, token counts, padding, compilations."""
         scheduler = self._engine.scheduler
-        facts = {key: value for key, value in self._built.facts.items() if key != "compiles_when_ready"}
-        return facts | {
+        return self._built.facts | {
             **dataclasses.asdict(scheduler.counters),
             "computed_tokens": self._engine.computed_tokens,
             "padded_tokens": self._engine.padded_tokens,
-            "compiles_after_ready": count_compiles() - self._built.facts["compiles_when_ready"],
+            "compiles_after_ready": self._built.executor.num_late_compiles,
             "num_waiting": scheduler.num_waiting,
             "num_running": scheduler.num_running,
             "kv_blocks_held": scheduler.store.num_held,
@@ -179,9 +178,9 @@ class LLM:
         if isinstance(prompt, str):
             return prompt, tuple(self.tokenizer.encode(prompt))
         try:
-            ids = tuple(int(i) if not isinstance(i, (bool, float, str)) else _not_an_id(i) for i in prompt)
-        except (TypeError, ValueError):
-            raise RequestError(f"a prompt must be text or a list of token ids, not {prompt!r:.80}") from None
+            ids = tuple(operator.index(i) for i in prompt)
+        except TypeError:
+            raise RequestError(f"a prompt must be text or whole-number token ids, not {prompt!r:.80}") from None
         return text, ids
 
     def _eos_ids(self) -> tuple[int, ...]:
@@ -209,9 +208,7 @@ class LLM:
         params = SamplingParams(temperature=0.0, prompt_logprobs=1)
         return self._request(whole, params, task=Task.SCORE, logprobs_from=start)[0]
 
-    def _run(
-        self, requests: Sequence[tuple[Request, str | None]], *, progress: bool = False
-    ) -> list[RequestOutput]:
+    def _run(self, requests: Sequence[tuple[Request, str | None]], *, progress: bool = False) -> list[RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
         bar = tqdm(total=len(requests), desc="requests", unit="req", disable=not progress)
         with bar:
@@ -281,7 +278,9 @@ def _as_batch(prompts: Any) -> list[Any]:
 
 
 def _per_prompt(params: Any, count: int) -> list[SamplingParams]:
-    each = [params or SamplingParams()] * count if params is None or isinstance(params, SamplingParams) else list(params)
+    each = (
+        [params or SamplingParams()] * count if params is None or isinstance(params, SamplingParams) else list(params)
+    )
     if len(each) != count:
         raise RequestError(f"there are {count} prompts but {len(each)} sampling params")
     if not all(isinstance(p, SamplingParams) for p in each):
@@ -297,10 +296,6 @@ def _checked_meta(meta: Mapping[str, Any] | None) -> dict[str, Any]:
     if unknown:
         raise RequestError(f"unknown request field {sorted(unknown)[0]!r}", remedy=f"Known: {', '.join(_META)}")
     return dict(meta or {})
-
-
-def _not_an_id(value: Any) -> int:
-    raise RequestError(f"a token id must be a whole number, not {value!r:.40}")
 
 
 def _score_of(request: Request, output: RequestOutput) -> Score:

@@ -74,7 +74,11 @@ class Tokenizer:
         for message in messages:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise RequestError(f"a chat message must be an object with role and content, not {message!r:.80}")
-        known = self._special_tokens | {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        known = self._special_tokens | {
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+        }
         return render(self._chat_template, messages, known | variables)
 
 

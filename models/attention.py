@@ -19,10 +19,10 @@ def attention_block(
     index: int,
     x_te: Float[Array, "t e"],
     rotation: tuple[jax.Array, jax.Array],
-    batch: TokenBatch,
-    kv: KVPages,
+    batch: TokenBatch[jax.Array],
+    kv: KVPages[jax.Array],
     impl: str | None,
-) -> tuple[Float[Array, "t e"], KVPages]:
+) -> tuple[Float[Array, "t e"], KVPages[jax.Array]]:
     """Project, rotate, store keys and values of layer `index`, attend over the row's pages, project back."""
     q_tnh, k_tkh, v_tkh = _project(layer, cfg, x_te)
     q_tnh, k_tkh = rotate(q_tnh, *rotation), rotate(k_tkh, *rotation)

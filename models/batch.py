@@ -4,23 +4,28 @@ Tokens of row `s` are `q_start_s[s] : q_start_s[s + 1]`; they are the last `q_le
 `kv_len_s[s]` tokens long once they are written. Prefill, chunk and decode differ only in `q_len`.
 """
 
+from typing import Generic, TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 
+T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX, shapes, ...
+
+
 @struct.dataclass
-class TokenBatch:
+class TokenBatch(Generic[T]):
     """Padding: tokens past `q_start_s[-1]` belong to no row; empty rows have q_len 0 and kv_len 0."""
 
-    ids_t: jax.Array  # i32[t]
-    q_start_s: jax.Array  # i32[s + 1]
-    kv_len_s: jax.Array  # i32[s]; this step's tokens included
-    table_sm: jax.Array  # i32[s m]; block ids, read only up to ceil(kv_len / block size)
+    ids_t: T  # i32[t]
+    q_start_s: T  # i32[s + 1]
+    kv_len_s: T  # i32[s]; this step's tokens included
+    table_sm: T  # i32[s m]; block ids, read only up to ceil(kv_len / block size)
     max_q_len: int | None = struct.field(pytree_node=False, default=None)  # 1: every row is a decode; None: any
 
 
-def positions(batch: TokenBatch) -> jax.Array:
+def positions(batch: TokenBatch[jax.Array]) -> jax.Array:
     """Position of every token in its sequence, i32[t]; 0 for padding."""
     num_rows = batch.kv_len_s.shape[0]
     index_t = jnp.arange(batch.ids_t.shape[0], dtype=jnp.int32)

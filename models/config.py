@@ -99,7 +99,9 @@ def dense_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     num_layers = _positive_int(raw, "num_hidden_layers")
     max_position = _positive_int(raw, "max_position_embeddings", default=2048)
     if num_heads % num_kv_heads:
-        raise CheckpointError(f"num_attention_heads={num_heads} is not a multiple of num_key_value_heads={num_kv_heads}")
+        raise CheckpointError(
+            f"num_attention_heads={num_heads} is not a multiple of num_key_value_heads={num_kv_heads}"
+        )
     if head_size % 2:
         raise CheckpointError(f"head_dim={head_size} is odd; rotary embeddings need an even head size")
     _refuse_unimplemented(raw)
@@ -214,7 +216,9 @@ def _refuse_unimplemented(raw: Mapping[str, Any]) -> None:
         if raw.get(key, neutral) not in (neutral, None):
             raise CheckpointError(f"{key}={raw[key]!r} is not implemented")
     types = raw.get("layer_types") or []
-    unknown = {t for t in types if t not in ("full_attention", "sliding_attention")} if isinstance(types, list) else {types}
+    unknown = (
+        {t for t in types if t not in ("full_attention", "sliding_attention")} if isinstance(types, list) else {types}
+    )
     if unknown:
         raise CheckpointError(f"layer_types {sorted(map(str, unknown))} are not implemented")
 

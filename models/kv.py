@@ -4,6 +4,8 @@ A *block* is `block_size` consecutive tokens of one sequence over all layers (wh
 layer's part of it. Page index = block * num_layers + layer, so that a block is one contiguous piece of memory.
 """
 
+from typing import Generic, TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -12,11 +14,14 @@ from jaxtyping import Array, Int
 from jaxserve.models.config import ModelConfig
 
 
+T = TypeVar("T")  # what the tree holds: an array, a shape, a sharding
+
+
 @struct.dataclass
-class KVPages:
+class KVPages(Generic[T]):
     """`[page, kv head, key | value, slot in page, head]`: one head's keys of a page are one contiguous read."""
 
-    pages_pk2bh: jax.Array  # of `dtype`, or unsigned integers of its width
+    pages_pk2bh: T  # of `dtype`, or unsigned integers of its width
     num_layers: int = struct.field(pytree_node=False)
     dtype: jnp.dtype = struct.field(pytree_node=False)
 
@@ -36,7 +41,9 @@ def block_bytes(cfg: ModelConfig, block_size: int, dtype: jnp.dtype) -> int:
     return cfg.kv_values_per_token * block_size * jnp.dtype(dtype).itemsize
 
 
-def empty_pages(cfg: ModelConfig, num_blocks: int, block_size: int, dtype: jnp.dtype, as_bits: bool = False) -> KVPages:
+def empty_pages(
+    cfg: ModelConfig, num_blocks: int, block_size: int, dtype: jnp.dtype, as_bits: bool = False
+) -> KVPages[jax.Array]:
     """A zeroed pool. `as_bits` stores narrow floats as unsigned integers, which XLA on CPU can update in place."""
     shape = (num_blocks * cfg.num_layers, cfg.num_kv_heads, 2, block_size, cfg.head_size)
     dtype = jnp.dtype(dtype)
@@ -44,7 +51,7 @@ def empty_pages(cfg: ModelConfig, num_blocks: int, block_size: int, dtype: jnp.d
     return KVPages(pages_pk2bh=jnp.zeros(shape, stored), num_layers=cfg.num_layers, dtype=dtype)
 
 
-def copy_blocks(kv: KVPages, source_c: Int[Array, " c"], target_c: Int[Array, " c"]) -> KVPages:
+def copy_blocks(kv: KVPages[jax.Array], source_c: Int[Array, " c"], target_c: Int[Array, " c"]) -> KVPages[jax.Array]:
     """Copy whole blocks, all layers. Pairs whose target lies past the pool are dropped (padding)."""
     blocks = kv.pages_pk2bh.reshape(kv.num_blocks, kv.num_layers, *kv.pages_pk2bh.shape[1:])
     blocks = blocks.at[target_c].set(blocks[source_c], mode="drop")

@@ -50,8 +50,12 @@ class Params(Generic[T]):
 
 
 def forward(
-    params: Params[jax.Array], cfg: ModelConfig, batch: TokenBatch, kv: KVPages, attention_impl: str | None = None
-) -> tuple[Float[Array, "t e"], KVPages]:
+    params: Params[jax.Array],
+    cfg: ModelConfig,
+    batch: TokenBatch[jax.Array],
+    kv: KVPages[jax.Array],
+    attention_impl: str | None = None,
+) -> tuple[Float[Array, "t e"], KVPages[jax.Array]]:
     """Run one step's tokens through all layers, reading and writing the paged KV pool.
 
     Layers are unrolled: a scan would copy every layer's weights out of a stacked array on CPU.
@@ -93,9 +97,7 @@ def abstract(cfg: ModelConfig) -> Params[WeightSpec]:
         parts=(Part(name="model.embed_tokens.weight"),),
         fan_in=cfg.embed_size,
     )
-    head = WeightSpec(
-        shape=table.shape, axes=vocab_axes, parts=(Part(name="lm_head.weight"),), fan_in=cfg.embed_size
-    )
+    head = WeightSpec(shape=table.shape, axes=vocab_axes, parts=(Part(name="lm_head.weight"),), fan_in=cfg.embed_size)
     return Params(
         embed_ve=table,
         layers=tuple(_abstract_layer(cfg, f"model.layers.{i}.") for i in range(cfg.num_layers)),

@@ -77,11 +77,15 @@ def _from_index(folder: Path, index: Path) -> Iterator[tuple[str, Path]]:
     present: dict[Path, set[str]] = {}
     for name, file in entries:
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{index.name} places {name} in {file!r}, which is not a safetensors file of this folder")
+            raise CheckpointError(
+                f"{index.name} places {name} in {file!r}, which is not a safetensors file of this folder"
+            )
         path = folder / file
         if path not in present:
             if not path.is_file():
-                raise CheckpointError(f"{index.name} names {file}, which is missing", remedy="Download the folder again")
+                raise CheckpointError(
+                    f"{index.name} names {file}, which is missing", remedy="Download the folder again"
+                )
             present[path] = set(_names(path))
         if name not in present[path]:
             raise CheckpointError(f"{index.name} places {name} in {file}, which does not hold it")
@@ -106,7 +110,9 @@ def _check(files: Mapping[str, Path], specs: Any) -> None:
     wanted = {part.name: (spec, part) for spec in leaves(specs) for part in spec.parts}
     missing = [name for name in wanted if name not in files]
     if missing:
-        raise CheckpointError(f"{len(missing)} tensors are missing, first {missing[0]}", remedy="Is the download complete?")
+        raise CheckpointError(
+            f"{len(missing)} tensors are missing, first {missing[0]}", remedy="Is the download complete?"
+        )
     unknown = [name for name in files if name not in wanted and not name.endswith(_HARMLESS)]
     if unknown:
         raise CheckpointError(
@@ -125,7 +131,9 @@ def _check(files: Mapping[str, Path], specs: Any) -> None:
                 if int(np.prod(stored.get_shape())) != int(np.prod(region)) or not _same_rows(stored, region):
                     raise CheckpointError(f"{name} has shape {stored.get_shape()}, but config.json asks for {region}")
                 if stored.get_dtype() not in _FLOATS:
-                    raise CheckpointError(f"{name} is stored as {stored.get_dtype()}; only {', '.join(_FLOATS)} are read")
+                    raise CheckpointError(
+                        f"{name} is stored as {stored.get_dtype()}; only {', '.join(_FLOATS)} are read"
+                    )
 
 
 def _same_rows(stored: Any, region: tuple[int, ...]) -> bool:

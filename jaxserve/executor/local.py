@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 from tqdm import tqdm
 
+from jaxserve.executor.compiles import count_compiles
 from jaxserve.executor.inputs import StepInputs, empty_inputs, make_inputs
 from jaxserve.executor.ladder import Rung, fit
 from jaxserve.models.config import ModelConfig
@@ -75,6 +76,7 @@ class LocalExecutor:
         self._jitted_copy = jax.jit(_copy, donate_argnums=0)
         self._jitted_start = jax.jit(sampler.start_slot, donate_argnums=0)
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        self.num_late_compiles = 0  # compilations while dispatching: a bug if not 0
 
     def capacity(self) -> Capacity:
         """Pool, slots and compiled step sizes."""
@@ -91,7 +93,9 @@ class LocalExecutor:
         jobs: dict[Any, Callable[[], Any]] = {rung: partial(self._lower, rung) for rung in self._ladder}
         pairs = jnp.zeros(_COPIES, jnp.int32)
         jobs["copy"] = lambda: self._jitted_copy.lower(self._state.kv, pairs, pairs)
-        jobs["start"] = lambda: self._jitted_start.lower(self._state.sampler, *_history_chunk(0, True, 0.0, (), (), (), 0))
+        jobs["start"] = lambda: self._jitted_start.lower(
+            self._state.sampler, *_history_chunk(0, True, 0.0, (), (), (), 0)
+        )
 
         def compile_one(name: Any) -> tuple[Any, Callable[..., Any]]:
             return name, jobs[name]().compile()
@@ -103,6 +107,7 @@ class LocalExecutor:
 
     def dispatch(self, plan: StepPlan) -> Pending:
         """Copies, slot starts, then the step itself; returns before the device is done."""
+        compiles = count_compiles()
         self._copy_blocks(plan.copies)
         for start in plan.starts:
             self._start_slot(start)
@@ -115,6 +120,7 @@ class LocalExecutor:
             vocab_size=self._cfg.vocab_size,
         )
         outputs, self._state = self._compiled[rung](self._params, self._state, inputs)
+        self.num_late_compiles += count_compiles() - compiles
         return Pending(plan, rung, outputs)
 
     def collect(self, pending: Pending) -> StepResult:
@@ -195,9 +201,7 @@ def run_step(
     with jax.named_scope("prompt_logprobs"):
         head = partial(family.logits, params)
         prompt = sampler.prompt_logprobs(head, hidden_te, inputs.wanted_t, inputs.target_t, inputs.num_wanted)
-    outputs = StepOutputs(
-        token_s=token_s, logprobs=logprobs, hidden_se=hidden_se.astype(jnp.float32), prompt=prompt
-    )
+    outputs = StepOutputs(token_s=token_s, logprobs=logprobs, hidden_se=hidden_se.astype(jnp.float32), prompt=prompt)
     return outputs, DeviceState(kv=kv, sampler=sampler_state)
 
 

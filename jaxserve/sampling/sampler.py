@@ -84,9 +84,7 @@ def start_slot(
     counts_v = jnp.where(is_first, 0, state.counts_rv[slot])
     counts_v = counts_v.at[prompt_c].set(IN_PROMPT, mode="drop").at[answer_c].add(1, mode="drop")
     bias_v = jnp.where(is_first, floor, state.bias_rv[slot]).at[bias_ids_c].set(bias_c, mode="drop")
-    return state.replace(
-        counts_rv=state.counts_rv.at[slot].set(counts_v), bias_rv=state.bias_rv.at[slot].set(bias_v)
-    )
+    return state.replace(counts_rv=state.counts_rv.at[slot].set(counts_v), bias_rv=state.bias_rv.at[slot].set(bias_v))
 
 
 def sample(
@@ -214,5 +212,7 @@ def _pass(weights_sn: Float[Array, "s n"], target_s: Float[Array, " s"]) -> tupl
     last_s = weights_sn.shape[1] - 1 - jnp.argmax(has_weight_sn[:, ::-1], axis=1)
     index_s = jnp.where(jnp.any(passes_sn, axis=1), first_s, last_s)
     picked_s1 = index_s[:, None]
-    before_s1 = jnp.take_along_axis(cumulative_sn, picked_s1, axis=1) - jnp.take_along_axis(weights_sn, picked_s1, axis=1)
+    before_s1 = jnp.take_along_axis(cumulative_sn, picked_s1, axis=1) - jnp.take_along_axis(
+        weights_sn, picked_s1, axis=1
+    )
     return index_s, before_s1[:, 0]

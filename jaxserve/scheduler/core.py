@@ -103,9 +103,7 @@ class Scheduler:
             return None
         rows = tuple(self._row(sequence, count) for sequence, count in draft.entries)
         self.counters.steps += 1
-        return StepPlan(
-            index=self.counters.steps, rows=rows, copies=tuple(draft.copies), starts=tuple(draft.starts)
-        )
+        return StepPlan(index=self.counters.steps, rows=rows, copies=tuple(draft.copies), starts=tuple(draft.starts))
 
     def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Progress]:
         """Take the results of a plan, in plan order. Sequences that reached an end token or their length are ended."""
@@ -181,7 +179,9 @@ class Scheduler:
         """Give a waiting sequence a table: its parent's prompt, a cached prefix, or an empty one. False: no room yet."""
         parent, request, copies = sequence.parent, sequence.request, []
         if parent is not None and parent.state is State.RUNNING and not sequence.num_output:
-            shared = sequence.num_prompt - 1  # the last prompt token is fed again: its logits give the first answer token
+            shared = (
+                sequence.num_prompt - 1
+            )  # the last prompt token is fed again: its logits give the first answer token
             forked = self.store.fork(parent.seq_id, sequence.seq_id, shared)
             if forked is None:
                 return False

@@ -1,0 +1,89 @@
+"""Named cases of ragged paged attention, for tests and benchmarks alike: shapes, and rows as (kv_len, q_len)."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One call. `rows` lists (tokens of the row, queries of the row); `padding` tokens follow the last row."""
+
+    rows: tuple[tuple[int, int], ...]
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_size: int = 16
+    page_size: int = 16
+    window: int | None = None
+    dtype: str = "float32"
+    padding: int = 3
+    spare_columns: int = 2  # table columns that no row needs
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the call, padding included."""
+        return sum(q for _, q in self.rows) + self.padding
+
+
+CASES: dict[str, Case] = {
+    "one token": Case(rows=((1, 1),)),
+    "decode": Case(rows=((37, 1), (16, 1), (1, 1), (90, 1))),
+    "decode, more rows than a group": Case(rows=tuple((3 * i + 1, 1) for i in range(19))),
+    "decode past several chunks": Case(rows=((700, 1), (5, 1), (257, 1)), page_size=32),
+    "whole prompt": Case(rows=((45, 45),)),
+    "prompt longer than a tile": Case(rows=((300, 300),), page_size=32),
+    "chunk of a long prompt": Case(rows=((600, 140),), page_size=64),
+    "mixed": Case(rows=((33, 1), (50, 20), (64, 64), (17, 1), (90, 2))),
+    "exactly full pages": Case(rows=((32, 1), (64, 32), (16, 16))),
+    "empty rows": Case(rows=((0, 0), (20, 1), (0, 0), (30, 30), (0, 0))),
+    "nothing at all": Case(rows=((0, 0), (0, 0))),
+    "no padding": Case(rows=((8, 8), (9, 1)), padding=0),
+    "multi-head": Case(rows=((33, 1), (20, 20)), num_heads=4, num_kv_heads=4),
+    "one kv head": Case(rows=((33, 1), (20, 20)), num_heads=6, num_kv_heads=1),
+    "head 64": Case(rows=((70, 1), (40, 40)), head_size=64),
+    "head 80": Case(rows=((70, 1), (40, 40)), head_size=80),
+    "head 128": Case(rows=((70, 1), (40, 40)), head_size=128),
+    "page 128": Case(rows=((200, 1), (130, 70)), page_size=128),
+    "window": Case(rows=((90, 1), (70, 70), (5, 1), (64, 9)), window=24),
+    "window of one": Case(rows=((90, 1), (70, 70)), window=1),
+    "window longer than the row": Case(rows=((30, 1), (20, 20)), window=512),
+    "window past several chunks": Case(rows=((900, 1), (800, 150)), window=400, page_size=32),
+    "bfloat16": Case(rows=((70, 1), (300, 40), (64, 64)), dtype="bfloat16", head_size=64),
+    "bfloat16 window": Case(rows=((70, 1), (300, 40)), dtype="bfloat16", window=50),
+    "float16": Case(rows=((70, 1), (40, 40)), dtype="float16"),
+}
+
+
+def make_arrays(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs as float32 arrays; every number that must not be used is NaN.
+
+    That is: pages of no row, slots past a row's length, and the slots this call writes. Unneeded table columns hold
+    page 0, which is poisoned too. Padding queries, keys and values are finite: they are computed with, and dropped.
+    """
+    rng = np.random.default_rng(seed)
+    need = [-(-kv_len // case.page_size) for kv_len, _ in case.rows]
+    width = max([*need, 1]) + case.spare_columns
+    num_pages = sum(need) + 5
+    order = rng.permutation(np.arange(1, num_pages)).astype(np.int32)
+    pages = np.full((num_pages, case.num_kv_heads, 2, case.page_size, case.head_size), np.nan, np.float32)
+    table, used = np.zeros((len(case.rows), width), np.int32), 0
+    for row, (kv_len, q_len) in enumerate(case.rows):
+        table[row, : need[row]] = order[used : used + need[row]]
+        used += need[row]
+        for position in range(kv_len - q_len):
+            page, slot = table[row, position // case.page_size], position % case.page_size
+            pages[page, :, :, slot] = rng.standard_normal((case.num_kv_heads, 2, case.head_size))
+    tokens = case.num_tokens
+
+    def normal(heads: int) -> np.ndarray:
+        return rng.standard_normal((tokens, heads, case.head_size), dtype=np.float32)
+
+    return {
+        "q_tnh": normal(case.num_heads),
+        "k_tkh": normal(case.num_kv_heads),
+        "v_tkh": normal(case.num_kv_heads),
+        "pages_pk2bh": pages,
+        "table_sm": table,
+        "q_start_s": np.cumsum([0, *(q for _, q in case.rows)]).astype(np.int32),
+        "kv_len_s": np.array([kv_len for kv_len, _ in case.rows], np.int32),
+    }
