@@ -55,19 +55,23 @@ class EngineConfig:
                 raise ConfigError(f"{field.name}={value!r} must be True or False")
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_kv_blocks"):
             value = getattr(self, name)
-            if value is not None and (not _is_int(value) or not 1 <= value <= 1 << 30):
+            if (value is not None or name == "max_num_seqs") and (not _is_int(value) or not 1 <= value <= 1 << 30):
                 raise ConfigError(f"{name}={value!r} must be a positive whole number")
         if self.max_num_seqs > 4096:
             raise ConfigError(f"max_num_seqs={self.max_num_seqs} must be at most 4096")
         if not _is_int(self.block_size) or self.block_size not in (8, 16, 32, 64, 128, 256):
             raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 8 to 256")
-        if not _is_int(self.seed):
-            raise ConfigError(f"seed={self.seed!r} must be a whole number")
-        if not isinstance(self.memory_utilization, (int, float)) or not 0 < self.memory_utilization <= 1:
+        if not _is_int(self.seed) or not -(1 << 63) <= self.seed < 1 << 63:
+            raise ConfigError(f"seed={self.seed!r:.40} must be a whole number that fits 64 bits")
+        share = self.memory_utilization
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
             raise ConfigError(f"memory_utilization={self.memory_utilization!r} must be above 0 and at most 1")
+        for name in ("attention_backend", "compilation_cache"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a string or None")
         for name in ("tensor", "data", "sequence", "expert"):
             size = getattr(self, f"{name}_parallel_size")
-            if size != 1:
+            if not _is_int(size) or size != 1:
                 raise ConfigError(f"{name}_parallel_size={size!r} is not supported yet", remedy="Leave it at 1")
         if self.quantization is not None:
             raise ConfigError(f"quantization={self.quantization!r} is not supported yet", remedy="Leave it out")

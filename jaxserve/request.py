@@ -10,7 +10,7 @@ Index regions of a sequence, used by the scheduler, the KV store and the executo
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxserve.errors import ConfigError, RequestError
@@ -49,8 +49,8 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
-    stop: str | Sequence[str] | None = None
-    stop_token_ids: Sequence[int] | None = None
+    stop: Sequence[str] = ()  # or one string, or None
+    stop_token_ids: Sequence[int] = ()  # or None
     ignore_eos: bool = False
     max_tokens: int | None = 16
     min_tokens: int = 0
@@ -61,7 +61,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
-    bad_words: Sequence[str] | None = None
+    bad_words: Sequence[str] = ()  # or one string, or None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     structured_outputs: Any = None
@@ -78,6 +78,8 @@ class SamplingParams:
                 _check_int(name, getattr(self, name), low)
         if self.seed is not None:
             _check_int("seed", self.seed, -(1 << 63))
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
+            _check_flag(name, getattr(self, name))
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(self, name) or 0) > MAX_LOGPROBS:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at most {MAX_LOGPROBS}")
@@ -100,6 +102,7 @@ class SamplingParams:
         return bool(penalised or self.logit_bias or self.allowed_token_ids is not None)
 
 
+_LARGEST = 3e38  # of float32, which the device computes in
 _RANGES = (
     ("temperature", 0.0, math.inf),
     ("top_p", 0.0, 1.0),
@@ -111,42 +114,56 @@ _RANGES = (
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
     if good and name in ("top_p", "repetition_penalty"):
         good = value > 0
     if not good or not low <= value <= high:
         bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
         more = " and above 0" if name in ("top_p", "repetition_penalty") else ""
-        raise ConfigError(f"{name}={value!r} must be a finite number {bound}{more}")
+        raise ConfigError(f"{name}={_shown(value)} must be a finite number {bound}{more}")
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={_shown(value)} must be True or False")
+
+
+def _shown(value: Any) -> str:
+    return f"about 2**{value.bit_length()}" if isinstance(value, int) and value.bit_length() > 256 else f"{value!r:.80}"
 
 
 def _check_int(name: str, value: Any, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 1 << 63:
-        raise ConfigError(f"{name}={value!r} must be a whole number of at least {low}")
+        raise ConfigError(f"{name}={_shown(value)} must be a whole number of at least {low} that fits 64 bits")
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:
-    values = [] if value is None else [value] if isinstance(value, str) else list(value)
-    if not all(isinstance(v, str) and v for v in values):
-        raise ConfigError(f"{name} must hold non-empty strings, not {value!r:.80}")
-    return tuple(values)
+    values = () if value is None else (value,) if isinstance(value, str) else _listed(value)
+    if values is None or not all(isinstance(v, str) and v for v in values):
+        raise ConfigError(f"{name} must hold non-empty strings, not {_shown(value)}")
+    return values
 
 
 def _ids(name: str, value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str) or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value):
-        raise ConfigError(f"{name} must hold token ids, not {value!r:.80}")
-    return tuple(value)
+    values = None if isinstance(value, (str, bytes)) else _listed(value)
+    if values is None or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+        raise ConfigError(f"{name} must hold token ids, not {_shown(value)}")
+    return values
+
+
+def _listed(value: Any) -> tuple[Any, ...] | None:
+    return tuple(value) if isinstance(value, Iterable) else None
 
 
 def _bias(value: Any) -> dict[int, float] | None:
     if not value:
         return None
     try:
-        bias = {int(token): float(amount) for token, amount in dict(value).items()}
-    except (TypeError, ValueError):
-        raise ConfigError(f"logit_bias must map token ids to numbers, not {value!r:.80}") from None
+        bias = {int(str(token)): float(amount) for token, amount in dict(value).items()}
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"logit_bias must map token ids to numbers, not {_shown(value)}") from None
     if not all(math.isfinite(amount) and token >= 0 for token, amount in bias.items()):
         raise ConfigError("logit_bias must map token ids to finite numbers")
     return bias
@@ -198,5 +215,9 @@ def check_tokens(request: Request, vocab_size: int, max_model_len: int) -> None:
     if named and max(named) >= vocab_size:
         raise RequestError(f"sampling options name token id {max(named)}, outside the vocabulary of {vocab_size}")
     held_back = len(request.eos_token_ids) + len(params.stop_token_ids) + len(request.bad_word_ids)
+    if not all(request.bad_word_ids):
+        raise RequestError("a bad word has no tokens, so it cannot be held back")
+    if not isinstance(request.priority, (int, float)) or request.priority != request.priority:
+        raise RequestError(f"priority={request.priority!r:.40} must be a number; smaller goes first")
     if held_back > MAX_BANNED:
         raise RequestError(f"{held_back} stop tokens and bad words together; at most {MAX_BANNED} are supported")

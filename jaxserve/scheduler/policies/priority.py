@@ -23,7 +23,7 @@ class Priority:
     def victim(self, running: Sequence[View], now_s: float) -> View:
         """The least urgent, and of those the latest."""
         del now_s
-        return max(running, key=_rank)
+        return max(reversed(running), key=_rank)  # of equals `max` takes the first
 
     def charge(self, view: View, prefill_tokens: int, decode_tokens: int) -> None:
         """Nothing to account."""
