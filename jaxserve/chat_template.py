@@ -30,7 +30,8 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
       RequestError: the template itself refuses these messages (`raise_exception`).
     """
     import jinja2  # 60 ms; only chats need it
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
         """Refuses operators that could allocate without bound."""

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from jaxserve.clock import Clock
 from jaxserve.executor.base import Executor
@@ -11,7 +12,7 @@ from jaxserve.request import Finish, Request, Task, check_tokens
 from jaxserve.scheduler.core import Progress, Scheduler
 from jaxserve.scheduler.policy import View
 from jaxserve.scheduler.sequence import Sequence
-from jaxserve.step import TokenLogprob
+from jaxserve.step import StepPlan, TokenLogprob
 from jaxserve.tokenizer import Detokenizer, Tokenizer
 
 
@@ -68,7 +69,7 @@ class Engine:
         self._num_requests = 0
         self._jobs: dict[str, _Job] = {}
         self._by_sequence: dict[str, tuple[_Job, _Answer]] = {}
-        self._pending: deque[tuple] = deque()  # (plan, executor's handle), oldest first
+        self._pending: deque[tuple[StepPlan, Any]] = deque()  # (plan, executor's handle), oldest first
 
     @property
     def has_work(self) -> bool:
@@ -90,13 +91,14 @@ class Engine:
             raise ValueError(f"request id {request.request_id!r} is in use")
         now_s, params = self._clock.now_s(), request.params
         self._num_requests += 1
+        unknown: list[dict[int, Logprob] | None] = [None] * len(request.prompt_token_ids)
         output = RequestOutput(
             request_id=request.request_id,
             prompt=prompt,
             prompt_token_ids=list(request.prompt_token_ids),
             outputs=[],
             metrics=RequestMetrics(arrival_s=request.arrival_s or now_s),
-            prompt_logprobs=None if request.logprobs_from is None else [None] * len(request.prompt_token_ids),
+            prompt_logprobs=None if request.logprobs_from is None else unknown,
         )
         job = self._jobs[request.request_id] = _Job(request, output, [])
         for index in range(params.n):
@@ -112,8 +114,10 @@ class Engine:
     def abort(self, request_id: str) -> list[Event]:
         """End a request now. Unknown or finished ids are ignored."""
         job = self._jobs.get(request_id)
+        if job is None:
+            return []
         events = []
-        for answer in job.answers if job else ():
+        for answer in job.answers:
             if not answer.output.finish_reason:
                 self.scheduler.finish(answer.sequence, self._clock.now_s())
                 events.append(self._event(job, answer, Finish.ABORT))

@@ -128,7 +128,7 @@ class LLM:
         """The last token's final hidden state of each prompt, float32[n, e]; of length 1 unless `normalize=False`."""
         params = SamplingParams(temperature=0.0)
         requests = [self._request(prompt, params, task=Task.EMBED) for prompt in _as_batch(prompts)]
-        vectors = np.stack([output.hidden for output in self._run(requests)])  # pyright: ignore[reportArgumentType]
+        vectors = np.stack([output.hidden for output in self._run(requests) if output.hidden is not None])
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
     def metrics(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class LLM:
         if isinstance(prompt, str):
             return prompt, tuple(self.tokenizer.encode(prompt))
         try:
-            ids = tuple(operator.index(i) for i in prompt)
+            ids = tuple(operator.index(i) for i in prompt)  # pyright: ignore[reportArgumentType]  checked by `index`
         except TypeError:
             raise RequestError(f"a prompt must be text or whole-number token ids, not {prompt!r:.80}") from None
         return text, ids
@@ -191,7 +191,7 @@ class LLM:
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Each word as it is written at the start of a text and after a space."""
-        spellings = [spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())]
+        spellings = [spelling for word in params.bad_words for spelling in (word, " " + word.lstrip())]
         return tuple(dict.fromkeys(tuple(self.tokenizer.encode(s, add_special_tokens=False)) for s in spellings))
 
     def _score_request(self, prompt: Prompt, continuation: Prompt) -> Request:

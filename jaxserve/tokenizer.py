@@ -121,7 +121,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
     try:
         backend = Backend.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # noqa: BLE001  the library raises bare Exception
         raise CheckpointError(f"{path.name} cannot be read: {error}") from None
     config = _read_config(folder / "tokenizer_config.json")
     return Tokenizer(backend, chat_template=_template_of(folder, config), special_tokens=_special_tokens(config))

@@ -1,5 +1,6 @@
 """The attention block of a decoder layer; the one caller of the attention kernels."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ def attention_block(
         )
     width = cfg.num_heads * cfg.head_size
     flat_out = layer.out_enh.reshape(cfg.embed_size, width)
-    return linear(out_tnh.reshape(-1, width), flat_out, layer.out_bias_e), kv.replace(pages_pk2bh=pages)
+    return linear(out_tnh.reshape(-1, width), flat_out, layer.out_bias_e), dataclasses.replace(kv, pages_pk2bh=pages)
 
 
 def _project(layer: Any, cfg: ModelConfig, x_te: Float[Array, "t e"]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-
 T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX, shapes, ...
 
 

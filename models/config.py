@@ -232,7 +232,7 @@ def _rope(raw: Mapping[str, Any], max_position: int) -> Rope:
     if kind not in ROPE_KINDS:
         raise CheckpointError(f"rope type {kind!r} is not implemented (only {', '.join(ROPE_KINDS)})")
     theta_from = scaling if "rope_theta" in scaling else raw
-    optional = {
+    optional: dict[str, Any] = {
         key: _number(scaling, key)
         for key in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
         if scaling.get(key) is not None

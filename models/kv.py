@@ -4,6 +4,7 @@ A *block* is `block_size` consecutive tokens of one sequence over all layers (wh
 layer's part of it. Page index = block * num_layers + layer, so that a block is one contiguous piece of memory.
 """
 
+import dataclasses
 from typing import Generic, TypeVar
 
 import jax
@@ -12,7 +13,6 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from jaxserve.models.config import ModelConfig
-
 
 T = TypeVar("T")  # what the tree holds: an array, a shape, a sharding
 
@@ -28,12 +28,12 @@ class KVPages(Generic[T]):
     @property
     def block_size(self) -> int:
         """Tokens per block."""
-        return self.pages_pk2bh.shape[3]
+        return self.pages_pk2bh.shape[3]  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def num_blocks(self) -> int:
         """Blocks in the pool."""
-        return self.pages_pk2bh.shape[0] // self.num_layers
+        return self.pages_pk2bh.shape[0] // self.num_layers  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def block_bytes(cfg: ModelConfig, block_size: int, dtype: jnp.dtype) -> int:
@@ -55,4 +55,4 @@ def copy_blocks(kv: KVPages[jax.Array], source_c: Int[Array, " c"], target_c: In
     """Copy whole blocks, all layers. Pairs whose target lies past the pool are dropped (padding)."""
     blocks = kv.pages_pk2bh.reshape(kv.num_blocks, kv.num_layers, *kv.pages_pk2bh.shape[1:])
     blocks = blocks.at[target_c].set(blocks[source_c], mode="drop")
-    return kv.replace(pages_pk2bh=blocks.reshape(kv.pages_pk2bh.shape))
+    return dataclasses.replace(kv, pages_pk2bh=blocks.reshape(kv.pages_pk2bh.shape))

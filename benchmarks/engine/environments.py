@@ -70,6 +70,7 @@ PEERS: dict[str, Peer] = {
     "ctranslate2": Peer(
         worker="ctranslate2_engine.py",
         requirements=("ctranslate2==4.8.5", "numpy", "safetensors", "ml_dtypes"),
+        dtypes=("float32",),
         converts=True,
     ),
 }

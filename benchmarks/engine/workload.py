@@ -12,6 +12,8 @@ DECODE_TOKENS = 32
 MIXED_REQUESTS, MIXED_TOKENS = 32, 64
 # Longest sequence of any row: 2048 prompt tokens and what follows; engines may reserve memory for it.
 MAX_MODEL_LEN = 4096
+# Room for keys and values of all sequences together, so that peak memory is compared at equal capacity.
+KV_TOKENS = 24_576
 
 ROWS = ("decode_128", "decode_1024", "prefill_512", "prefill_2048", "mixed_32")
 UNITS = {"decode": "output tokens/s", "prefill": "prompt tokens/s", "batch": "output tokens/s"}
@@ -43,6 +45,7 @@ def make_workload(checkpoint: str, cache: str, dtype: str, threads: int, rows: l
         "dtype": dtype,
         "threads": threads,
         "max_model_len": MAX_MODEL_LEN,
+        "kv_tokens": KV_TOKENS,
         "max_num_seqs": MIXED_REQUESTS,
         "rows": [make_row(name) for name in rows],
     }

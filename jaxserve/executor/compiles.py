@@ -10,7 +10,8 @@ def _counter() -> list[int]:
     """Registered once per process: JAX has no public way to remove a listener."""
     count = [0]
 
-    def on_event(event: str, duration_s: float, **_: object) -> None:
+    def on_event(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs, kwargs
         if event == "/jax/core/compile/backend_compile_duration":
             count[0] += 1
 

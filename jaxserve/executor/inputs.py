@@ -1,6 +1,8 @@
 """StepPlan -> arrays of one rung. Fresh NumPy arrays every time: XLA on CPU may alias them instead of copying."""
 
-import jax
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
 import numpy as np
 from flax import struct
 
@@ -10,21 +12,23 @@ from jaxserve.request import MAX_BANNED
 from jaxserve.sampling.sampler import SamplingInputs
 from jaxserve.step import Row, StepPlan
 
+T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX
+
 
 @struct.dataclass
-class StepInputs:
+class StepInputs(Generic[T]):
     """Everything a step takes besides weights and state."""
 
-    batch: TokenBatch
-    feed_t: jax.Array  # i32[t]; slot whose last sampled token is fed here; past the last slot: `ids_t` holds it
-    end_s: jax.Array  # i32[s]; index of each row's last token
-    sampling: SamplingInputs
-    wanted_t: jax.Array  # i32[t]; tokens whose next prompt token is scored, the first `num_wanted` entries
-    target_t: jax.Array  # i32[t]
-    num_wanted: jax.Array  # i32[]
+    batch: TokenBatch[T]
+    feed_t: T  # i32[t]; slot whose last sampled token is fed here; past the last slot: `ids_t` holds it
+    end_s: T  # i32[s]; index of each row's last token
+    sampling: SamplingInputs[T]
+    wanted_t: T  # i32[t]; tokens whose next prompt token is scored, the first `num_wanted` entries
+    target_t: T  # i32[t]
+    num_wanted: T  # i32[]
 
 
-def make_inputs(plan: StepPlan, rung: Rung, *, table_width: int, num_slots: int, vocab_size: int) -> StepInputs:
+def make_inputs(plan: StepPlan, rung: Rung, *, table_width: int, num_slots: int, vocab_size: int) -> StepInputs[Any]:
     """Lay a plan's rows out one after the other and pad to the rung."""
     counts = [row.num_tokens for row in plan.rows]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -63,14 +67,14 @@ def make_inputs(plan: StepPlan, rung: Rung, *, table_width: int, num_slots: int,
     )
 
 
-def empty_inputs(rung: Rung, *, table_width: int, num_slots: int, vocab_size: int) -> StepInputs:
+def empty_inputs(rung: Rung, *, table_width: int, num_slots: int, vocab_size: int) -> StepInputs[Any]:
     """Inputs of a rung without any row, for compiling it."""
     nothing = StepPlan(index=0, rows=())
     return make_inputs(nothing, rung, table_width=table_width, num_slots=num_slots, vocab_size=vocab_size)
 
 
-def _sampling(rows: tuple[Row, ...], size: int, num_slots: int, vocab_size: int) -> SamplingInputs:
-    def column(default: float, dtype: type, value) -> np.ndarray:
+def _sampling(rows: tuple[Row, ...], size: int, num_slots: int, vocab_size: int) -> SamplingInputs[Any]:
+    def column(default: float, dtype: type, value: Callable[[Row], float]) -> np.ndarray:
         array = np.full(size, default, dtype)
         array[: len(rows)] = [value(row) for row in rows]
         return array

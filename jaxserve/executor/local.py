@@ -30,7 +30,7 @@ _HISTORY = 512  # history tokens per call when a slot starts
 class DeviceState(NamedTuple):
     """What every step takes, changes in place and returns."""
 
-    kv: KVPages
+    kv: KVPages[jax.Array]
     sampler: SamplerState
 
 
@@ -186,13 +186,13 @@ def run_step(
     attention_backend: str | None,
     params: Any,
     state: DeviceState,
-    inputs: StepInputs,
+    inputs: StepInputs[jax.Array],
 ) -> tuple[StepOutputs, DeviceState]:
     """One step as a pure function: feed, forward, choose tokens, score prompts. Jitted once per rung."""
     last_r = state.sampler.last_r
     fed_t = last_r[jnp.minimum(inputs.feed_t, last_r.shape[0] - 1)]
     ids_t = jnp.where(inputs.feed_t < last_r.shape[0], fed_t, inputs.batch.ids_t)
-    batch = inputs.batch.replace(ids_t=ids_t)
+    batch = dataclasses.replace(inputs.batch, ids_t=ids_t)
     hidden_te, kv = family.forward(params, cfg, batch, state.kv, attention_backend)
     hidden_se = hidden_te[inputs.end_s]
     with jax.named_scope("sample"):
@@ -205,7 +205,7 @@ def run_step(
     return outputs, DeviceState(kv=kv, sampler=sampler_state)
 
 
-def _copy(kv: KVPages, source_c: jax.Array, target_c: jax.Array) -> KVPages:
+def _copy(kv: KVPages[jax.Array], source_c: jax.Array, target_c: jax.Array) -> KVPages[jax.Array]:
     return copy_blocks(kv, source_c, target_c)
 
 

@@ -5,7 +5,9 @@ request gives the same tokens in any batch and after a preemption. What no row o
 (`lax.cond`), so one compiled step serves greedy and every kind of sampling.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,23 +30,26 @@ class SamplerState:
     bias_rv: jax.Array  # f32[r v]; added to the logits
 
 
+T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX
+
+
 @struct.dataclass
-class SamplingInputs:
+class SamplingInputs(Generic[T]):
     """How each row of a step chooses its token."""
 
-    slot_s: jax.Array  # i32[s]; r (one past the last slot) for rows that sample nothing
-    temperature_s: jax.Array  # f32[s]; 0: greedy
-    top_k_s: jax.Array  # i32[s]; 0: all
-    top_p_s: jax.Array  # f32[s]
-    min_p_s: jax.Array  # f32[s]
-    presence_s: jax.Array  # f32[s]
-    frequency_s: jax.Array  # f32[s]
-    repetition_s: jax.Array  # f32[s]
-    seed_s: jax.Array  # u32[s]
-    index_s: jax.Array  # i32[s]; which token of the answer this is
-    is_edited_s: jax.Array  # bool[s]; whether the slot's counts and bias apply
-    banned_sb: jax.Array  # i32[s b]; v and above: padding
-    wants_logprobs: jax.Array  # bool[]
+    slot_s: T  # i32[s]; r (one past the last slot) for rows that sample nothing
+    temperature_s: T  # f32[s]; 0: greedy
+    top_k_s: T  # i32[s]; 0: all
+    top_p_s: T  # f32[s]
+    min_p_s: T  # f32[s]
+    presence_s: T  # f32[s]
+    frequency_s: T  # f32[s]
+    repetition_s: T  # f32[s]
+    seed_s: T  # u32[s]
+    index_s: T  # i32[s]; which token of the answer this is
+    is_edited_s: T  # bool[s]; whether the slot's counts and bias apply
+    banned_sb: T  # i32[s b]; v and above: padding
+    wants_logprobs: T  # bool[]
 
 
 @struct.dataclass
@@ -84,11 +89,13 @@ def start_slot(
     counts_v = jnp.where(is_first, 0, state.counts_rv[slot])
     counts_v = counts_v.at[prompt_c].set(IN_PROMPT, mode="drop").at[answer_c].add(1, mode="drop")
     bias_v = jnp.where(is_first, floor, state.bias_rv[slot]).at[bias_ids_c].set(bias_c, mode="drop")
-    return state.replace(counts_rv=state.counts_rv.at[slot].set(counts_v), bias_rv=state.bias_rv.at[slot].set(bias_v))
+    return dataclasses.replace(
+        state, counts_rv=state.counts_rv.at[slot].set(counts_v), bias_rv=state.bias_rv.at[slot].set(bias_v)
+    )
 
 
 def sample(
-    logits_sv: Float[Array, "s v"], state: SamplerState, inputs: SamplingInputs
+    logits_sv: Float[Array, "s v"], state: SamplerState, inputs: SamplingInputs[jax.Array]
 ) -> tuple[Int[Array, " s"], Logprobs, SamplerState]:
     """Choose a token per row. Returns tokens, their log-probabilities (zeros if not wanted), and the new state."""
     vocab = logits_sv.shape[1]
@@ -118,7 +125,8 @@ def sample(
         logits_sv,
     )
     edited_slot_s = jnp.where(inputs.is_edited_s, inputs.slot_s, num_slots)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         last_r=state.last_r.at[inputs.slot_s].set(token_s, mode="drop"),
         counts_rv=state.counts_rv.at[edited_slot_s, token_s].add(1, mode="drop"),
     )
@@ -174,7 +182,7 @@ def _no_logprobs(count: int) -> Logprobs:
     )
 
 
-def _draw(logits_sv: Float[Array, "s v"], inputs: SamplingInputs) -> Int[Array, " s"]:
+def _draw(logits_sv: Float[Array, "s v"], inputs: SamplingInputs[jax.Array]) -> Int[Array, " s"]:
     """One token per row by its probability, for rows with a temperature."""
     temperature_s = jnp.where(inputs.temperature_s > 0, inputs.temperature_s, 1.0)
     # Shifted before scaling: with a tiny temperature the best token must stay finite.

@@ -99,12 +99,12 @@ def _needle(lex, row, rng, length):
     """A text with needles in the first question; every turn asks for one needle."""
     words = rng.permutation(lex.words)
     n = int(rng.integers(1, 4))
-    needles = words[: 4 * n].reshape(n, 4)
+    needles = words[: 2 * n].reshape(n, 2)
     pieces, lines, text = [], lex.lines, lex.text
     for needle in needles:
         a = int(rng.integers(len(lines)))
         b = int(np.searchsorted(lines, lines[a] + max(0, length - 60) // n, side="right")) - 1
-        pieces += [text[lines[a] : lines[b]], "\nNeedle", [*needle, *lex.encode(".")]]
+        pieces += [text[lines[a] : lines[b]], "\nNeedle", [*needle, *lex.encode(",")]]
     for i in rng.permutation(n):
         parts = [("Needle", tasks.CHAT), (needles[i, :1], tasks.CHAT), (needles[i, 1:], tasks.NEEDLE)]
         ask = "\nWhat is needle" if pieces else "What is needle"

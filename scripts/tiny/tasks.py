@@ -141,34 +141,35 @@ def recall_row(lex: Lexicon, rng: np.random.Generator, length: int, fill: float 
         for i in rng.permutation(n):
             row.put([keys[i]])
             row.answer([values[i]], RECALL)
-            row.put(",")
+            row.put(",", FORM)
     return row.cut(length)
 
 
 def needle_row(lex: Lexicon, rng: np.random.Generator, length: int, dense: bool | None = None):
-    """Library text with lines '\\nNeedle key a b c.' hidden in it; at the end they are to be repeated.
+    """Library text with lines '\\nNeedle key value,' hidden in it; at the end they are to be repeated.
 
-    dense: no text, as many needles as fit (default: two rows in five). Without such rows there are so few answers
-    that the model takes very long to find out that a needle is a lookup too.
+    dense: hardly any text, as many needles as fit (default: two rows in five), for more answers per row.
+    A needle ends with a comma as a pair does: the model gathers key and value at that comma, and formats without
+    it (a full stop instead, say) were not looked up after hundreds of steps.
     """
     row, words = Row(lex), rng.permutation(lex.words)
-    line = len(lex.encode("\nNeedle")) + 5
+    line = len(lex.encode("\nNeedle")) + 3
     n = int(rng.integers(1, max(2, min(25, length // 48))))
     if rng.random() < 0.4 if dense is None else dense:
-        n = max(1, min(len(words) // 4, (length - 1) // (2 * line)))
+        n = max(1, min(len(words) // 2, (length - 1) // (2 * line)))
     asked = rng.permutation(n)
-    needles = words[: 4 * n].reshape(n, 4)
+    needles = words[: 2 * n].reshape(n, 2)
     spare = length - 1 - 2 * n * line
     for needle, share in zip(needles, rng.dirichlet(np.ones(n + 1)) * spare, strict=False):
         row.filler(rng, int(share))
         row.put("\nNeedle")
-        row.put([*needle, *lex.encode(".")])
+        row.put([*needle, *lex.encode(",")])
     row.filler(rng, length - len(row) - n * line)
     for i in asked:
         row.put("\nNeedle", FORM)
         row.put(needles[i, :1])
         row.answer(needles[i, 1:], NEEDLE)
-        row.put(".", FORM)
+        row.put(",", FORM)
     return row.cut(length)
 
 

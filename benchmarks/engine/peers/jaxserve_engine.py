@@ -8,6 +8,8 @@ from protocol import Engine, Prompts, Run, serve
 
 from jaxserve import LLM, SamplingParams
 
+BLOCK = 32  # tokens
+
 
 def load(workload: dict[str, Any]) -> Engine:
     llm = LLM(
@@ -15,6 +17,8 @@ def load(workload: dict[str, Any]) -> Engine:
         dtype=workload["dtype"],
         max_model_len=workload["max_model_len"],
         max_num_seqs=workload["max_num_seqs"],
+        block_size=BLOCK,
+        num_kv_blocks=workload["kv_tokens"] // BLOCK,
         # Every repeat must compute its whole prompt.
         enable_prefix_caching=False,
         **workload.get("options", {}),

@@ -147,8 +147,14 @@ def batch_size(workload: dict[str, Any]) -> tuple[int, int]:
     return max(len(row["prompts"]) for row in batches), -(-longest // 256) * 256
 
 
+@llama_cpp.llama_log_callback
+def print_nothing(*_: Any) -> None:
+    """llama.cpp prints thousands of lines while it makes a context."""
+
+
 def load(workload: dict[str, Any]) -> Engine:
     vocab = json.loads((Path(workload["checkpoint"]) / "config.json").read_text())["vocab_size"]
+    llama_cpp.llama_log_set(print_nothing, None)
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(
         str(gguf_path(workload)).encode(), llama_cpp.llama_model_default_params()

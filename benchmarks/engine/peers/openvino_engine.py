@@ -14,6 +14,7 @@ import openvino
 import openvino_genai
 from protocol import Engine, Prompts, Run, serve
 
+BLOCK = 32  # tokens; fixed in OpenVINO's CPU plugin
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -43,7 +44,7 @@ def load(workload: dict[str, Any]) -> Engine:
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = workload["max_num_seqs"]
     scheduler.max_num_batched_tokens = int(options.get("max_num_batched_tokens", 2048))
-    scheduler.cache_size = 2  # GB; the rows need about 0.5
+    scheduler.num_kv_blocks = workload["kv_tokens"] // BLOCK
     scheduler.enable_prefix_caching = False
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(model_folder(workload)), scheduler, "CPU", properties)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from protocol import Engine, Prompts, Run, serve
-from transformers import AutoModelForCausalLM, GenerationConfig, StaticCache
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, StaticCache
 
 PAD = 0
 
@@ -61,10 +61,13 @@ def make_compiled_decode(model: Any, max_len: int) -> Any:
     return decode
 
 
-def generate_continuous(model: Any, prompts: Prompts, new_tokens: int) -> Prompts:
-    """The library's own continuous batching."""
+def generate_continuous(model: Any, prompts: Prompts, new_tokens: int, kv_tokens: int) -> Prompts:
+    """The library's own continuous batching; without a limit its cache takes most of the machine's memory."""
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=PAD)
-    outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+    limits = ContinuousBatchingConfig(num_blocks=kv_tokens // ContinuousBatchingConfig.page_size, max_batch_tokens=2048)
+    outputs = model.generate_batch(
+        inputs=prompts, generation_config=config, continuous_batching_config=limits, persistent_manager=True
+    )
     by_number = sorted(outputs.values(), key=lambda output: int(output.request_id.rsplit("_", 1)[-1]))
     return [list(output.generated_tokens) for output in by_number]
 
@@ -88,7 +91,7 @@ def load(workload: dict[str, Any]) -> Engine:
                 tokens[i] = new
         return firsts[0], last, tokens
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: continuous batching works on the same tensors in another thread
     def generate(prompts: Prompts, new_tokens: int) -> Run:
         start = time.perf_counter()
         if len(prompts) == 1 and compiled is not None and new_tokens > 1:
@@ -97,7 +100,7 @@ def load(workload: dict[str, Any]) -> Engine:
             size = int(options["batch"].split(":")[1]) if len(prompts) > 1 else 1
             first, last, tokens = run_sorted(prompts, new_tokens, size)
         else:
-            tokens = generate_continuous(model, prompts, new_tokens)
+            tokens = generate_continuous(model, prompts, new_tokens, workload["kv_tokens"])
             first = last = time.perf_counter()
         return Run(first_s=first - start, total_s=last - start, tokens=tokens)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from protocol import Engine, Prompts, Run, serve
 
+BLOCK = 32  # tokens
 ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; the rows need about 0.5
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, checked at start; the number of blocks below is what counts
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process: a second one would compete for the same cores
     "VLLM_NO_USAGE_STATS": "1",
@@ -32,6 +33,8 @@ def load(workload: dict[str, Any]) -> Engine:
         max_model_len=workload["max_model_len"],
         max_num_seqs=workload["max_num_seqs"],
         enable_prefix_caching=False,
+        block_size=BLOCK,
+        num_gpu_blocks_override=workload["kv_tokens"] // BLOCK,
         skip_tokenizer_init=True,
         enforce_eager=options.get("enforce_eager") == "true",
     )
