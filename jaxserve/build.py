@@ -211,7 +211,7 @@ def _pool_budget(config: EngineConfig, weight_bytes: int) -> int:
 
 def _use_compilation_cache(choice: str | None) -> None:
     """Keep compiled programs between runs, unless the user has set JAX's own option or turned it off."""
-    if choice in (None, "none") or jax.config.read("jax_compilation_cache_dir"):
+    if choice in (None, "none") or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     folder = cache_folder() / "xla" if choice == "auto" else Path(str(choice)).expanduser()
     try:

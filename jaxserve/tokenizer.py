@@ -8,6 +8,9 @@ from typing import Any, Protocol
 from jaxserve.chat_template import render
 from jaxserve.errors import CheckpointError, RequestError
 
+_NOT_TEXT = "a text cannot be encoded: it is no string, or holds a lone surrogate"
+_MOST_HELD = 8  # tokens that wait for the rest of a character; more can only be broken
+
 
 class Detokenizer(Protocol):
     """Turns a growing answer into text, piece by piece."""
@@ -31,11 +34,17 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:
+            raise RequestError(_NOT_TEXT) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts, in parallel."""
-        return [encoding.ids for encoding in self._backend.encode_batch(list(texts))]
+        try:
+            return [encoding.ids for encoding in self._backend.encode_batch(list(texts))]
+        except TypeError:
+            raise RequestError(_NOT_TEXT) from None
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
@@ -83,29 +92,35 @@ class Tokenizer:
 
 
 class _Incremental:
-    """`tokenizers.decoders.DecodeStream`, plus the flush it lacks."""
+    """Decodes a short window before and after each token: what the later text has more is news.
+
+    `tokenizers.decoders.DecodeStream` would do, but it fails for good where broken bytes change the text before them.
+    """
 
     def __init__(self, backend: Any, context: Sequence[int], skip_special_tokens: bool):
-        from tokenizers.decoders import DecodeStream
-
         self._backend = backend
         self._skip = skip_special_tokens
-        self._stream = DecodeStream(ids=list(context), skip_special_tokens=skip_special_tokens)
+        self._known = list(context)  # tokens whose text has been handed out; enough of them to decode in context
         self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
         """See Detokenizer."""
-        text = self._stream.step(self._backend, token_id)
-        if text is None:
-            self._held.append(token_id)
+        self._held.append(token_id)
+        text = self._news()
+        if not text or (text.endswith("\ufffd") and len(self._held) < _MOST_HELD):
             return ""
-        self._held.clear()
+        self._known, self._held = self._held, []
         return text
 
     def flush(self) -> str:
         """See Detokenizer."""
-        held, self._held = self._held, []
-        return self._backend.decode(held, skip_special_tokens=self._skip) if held else ""
+        text = self._news() if self._held else ""
+        self._known, self._held = self._known + self._held, []
+        return text
+
+    def _news(self) -> str:
+        before = self._backend.decode(self._known, skip_special_tokens=self._skip)
+        return self._backend.decode(self._known + self._held, skip_special_tokens=self._skip)[len(before) :]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -143,11 +158,14 @@ def _template_of(folder: Path, config: Mapping[str, Any]) -> str | None:
     """A file of its own, or a key of the config: a string, or a list of named ones of which `default` is taken."""
     own = folder / "chat_template.jinja"
     if own.is_file():
-        return own.read_text(encoding="utf-8")
+        try:
+            return own.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{own.name} cannot be read: {error}") from None
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, Mapping)}
-        template = named.get("default")
+        named = [t.get("template") for t in template if isinstance(t, Mapping) and t.get("name") == "default"]
+        template = named[-1] if named else None
     return template if isinstance(template, str) else None
 
 

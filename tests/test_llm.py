@@ -168,10 +168,10 @@ def test_embeddings_have_length_one_and_do_not_depend_on_the_batch(llm: LLM):
         ([160], "outside the vocabulary"),
         ([-1], "outside the vocabulary"),
         ([1] * 512, "max_model_len=512"),
-        ([1.5], "whole number"),
+        ([1.5], "whole-number"),
         ("text", "no tokenizer"),
         ({"nonsense": 1}, "no tokenizer"),
-        ([[1, 2], ["a"]], "whole number"),
+        ([[1, 2], ["a"]], "whole-number"),
     ],
 )
 def test_a_bad_prompt_is_one_clear_error_and_harms_nothing(llm: LLM, prompt, message: str):

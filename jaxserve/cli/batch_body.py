@@ -5,26 +5,24 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from jaxserve.cli.flags import nearest
+from jaxserve.cli.batch_schema import (
+    ANY,
+    BOOLEAN,
+    OBJECT,
+    SAMPLING,
+    TEXT,
+    WHOLE,
+    Check,
+    LineError,
+    are_whole,
+    check_fields,
+    is_number,
+    kind,
+)
 from jaxserve.errors import JaxserveError
 from jaxserve.request import SamplingParams
 
 Prompt = str | list[int]
-
-
-class LineError(Exception):
-    """A line that cannot be answered. `code` is for programs, the message for people, `param` names the field."""
-
-    def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None, status: int = 400):
-        super().__init__(message)
-        self.code = code
-        self.param = param
-        self.status = status
-
-    @property
-    def kind(self) -> str:
-        """OpenAI's `type` of an error."""
-        return "server_error" if self.status >= 500 else "invalid_request_error"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +53,7 @@ def parse_line(line: str) -> tuple[str, dict[str, Any]]:
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise LineError(f"JSON that cannot be read: {error}", code="invalid_json") from None
     if not isinstance(raw, dict):
-        raise LineError(f"a line must be a JSON object, not {_kind(raw)}", code="invalid_json")
+        raise LineError(f"a line must be a JSON object, not {kind(raw)}", code="invalid_json")
     custom_id = raw.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
         raise LineError("custom_id is missing or is not a text", code="missing_custom_id", param="custom_id")
@@ -82,10 +80,10 @@ def parse_job(raw: Mapping[str, Any], served: Collection[str]) -> Job:
             status=404,
         )
     if not isinstance(body, dict):
-        raise LineError(f"body must be a JSON object, not {_kind(body)}", param="body")
+        raise LineError(f"body must be a JSON object, not {kind(body)}", param="body")
     read, fields = ENDPOINTS[url]
     body = {key: value for key, value in body.items() if value is not None}  # null means default
-    _check_fields(body, fields)
+    check_fields(body, fields)
     model = body.get("model", next(iter(served)))
     if model not in served:
         names = ", ".join(map(repr, served))
@@ -163,7 +161,7 @@ def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:
     options = {key: body[key] for key in SAMPLING if key in body}
     if "logit_bias" in options:
         bias = options["logit_bias"]
-        if not all(key.isdecimal() and _is_number(value) for key, value in bias.items()):
+        if not all(key.isdecimal() and is_number(value) for key, value in bias.items()):
             raise LineError("logit_bias must map token ids to numbers", param="logit_bias")
         options["logit_bias"] = {int(key): value for key, value in bias.items()}
     return options
@@ -182,11 +180,11 @@ def _prompts(value: Any, param: str) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list) and value:
-        if _are_whole(value):
+        if are_whole(value):
             return (value,)
         if all(isinstance(item, str) for item in value):
             return tuple(value)
-        if all(isinstance(item, list) and item and _are_whole(item) for item in value):
+        if all(isinstance(item, list) and item and are_whole(item) for item in value):
             return tuple(value)
     raise LineError(f"{param} must be a text, a list of texts, token ids, or a list of token id lists", param=param)
 
@@ -215,100 +213,6 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     return {key: value for key, value in message.items() if value is not None} | {"content": content}
 
 
-def _check_fields(body: Mapping[str, Any], fields: Mapping[str, "Check"]) -> None:
-    """Each key known, of the right type, and, where we do not implement it, at the value that changes nothing."""
-    for key, value in body.items():
-        if key in LABELS:
-            continue
-        if key in NEUTRAL and key not in fields:
-            if value not in NEUTRAL[key]:
-                raise LineError(f"{key}={json.dumps(value)[:60]} is not supported", code="unsupported_field", param=key)
-            continue
-        if key not in fields:
-            hint = nearest(key, [*fields, *NEUTRAL])
-            meant = f"; did you mean {hint!r}?" if hint else ""
-            raise LineError(f"unknown field {key!r} in body{meant}", code="unknown_field", param=key)
-        is_right, wanted = fields[key]
-        if not is_right(value):
-            raise LineError(f"{key} must be {wanted}, not {_kind(value)}", param=key)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _are_whole(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_whole(item) for item in value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(value), "nothing")
-
-
-Check = tuple[Callable[[Any], bool], str]  # (is the value of the right type?, how to say what is wanted)
-WHOLE: Check = (_is_whole, "a whole number")
-NUMBER: Check = (_is_number, "a number")
-TEXT: Check = (lambda value: isinstance(value, str), "a text")
-BOOLEAN: Check = (lambda value: isinstance(value, bool), "true or false")
-OBJECT: Check = (lambda value: isinstance(value, dict), "an object")
-TOKEN_IDS: Check = (_are_whole, "a list of token ids")
-TEXTS: Check = (_are_texts, "a list of texts")
-STOP: Check = (lambda value: isinstance(value, str) or _are_texts(value), "a text or a list of texts")
-ANY: Check = (lambda _: True, "")  # checked where it is read
-
-SAMPLING: dict[str, Check] = {
-    # OpenAI's
-    "n": WHOLE,
-    "temperature": NUMBER,
-    "top_p": NUMBER,
-    "presence_penalty": NUMBER,
-    "frequency_penalty": NUMBER,
-    "seed": WHOLE,
-    "stop": STOP,
-    "max_tokens": WHOLE,
-    "logit_bias": OBJECT,
-    "logprobs": WHOLE,
-    # vLLM's
-    "top_k": WHOLE,
-    "min_p": NUMBER,
-    "repetition_penalty": NUMBER,
-    "stop_token_ids": TOKEN_IDS,
-    "include_stop_str_in_output": BOOLEAN,
-    "ignore_eos": BOOLEAN,
-    "min_tokens": WHOLE,
-    "skip_special_tokens": BOOLEAN,
-    "prompt_logprobs": WHOLE,
-    "allowed_token_ids": TOKEN_IDS,
-    "bad_words": TEXTS,
-    "structured_outputs": OBJECT,
-}
-LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # for the caller's books: they change no answer
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "stream": (False,),
-    "stream_options": (),
-    "suffix": ("",),
-    "best_of": (1,),
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "functions": ([],),
-    "function_call": ("none",),
-    "parallel_tool_calls": (True, False),  # without tools it says nothing
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "dimensions": (),
-    "continue_final_message": (False,),
-}
 CHAT = {
     "messages": ANY,
     "max_completion_tokens": WHOLE,

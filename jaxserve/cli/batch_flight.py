@@ -9,7 +9,8 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.batch_answer import body_of
-from jaxserve.cli.batch_body import Job, LineError
+from jaxserve.cli.batch_body import Job
+from jaxserve.cli.batch_schema import LineError
 from jaxserve.errors import JaxserveError
 from jaxserve.request import SamplingParams, Task
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
-from jaxserve.cli.batch_body import Job, LineError, parse_job, parse_line
+from jaxserve.cli.batch_body import Job, parse_job, parse_line
 from jaxserve.cli.batch_file import Key, append, open_results
+from jaxserve.cli.batch_schema import LineError
 from jaxserve.cli.options import add_engine_flags, engine_options
 from jaxserve.errors import ConfigError
 from jaxserve.model_source import find_model
@@ -139,7 +140,7 @@ def result_line(number: int, custom_id: str | None, answer: dict[str, Any] | Lin
     request_id = f"req_{uuid.uuid4().hex}"
     if not isinstance(answer, LineError):
         return line | {"response": {"status_code": 200, "request_id": request_id, "body": answer}, "error": None}
-    body = {"message": str(answer), "type": answer.kind, "param": answer.param, "code": answer.code}
+    body = {"message": str(answer), "type": answer.error_type, "param": answer.param, "code": answer.code}
     return line | {
         "response": {"status_code": answer.status, "request_id": request_id, "body": {"error": body}},
         "error": {"code": answer.code, "message": str(answer), "line": number},

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from jaxserve.cli.batch_body import LineError, parse_job, parse_line
+from jaxserve.cli.batch_body import parse_job, parse_line
+from jaxserve.cli.batch_schema import LineError
 from jaxserve.request import SamplingParams
 
 
