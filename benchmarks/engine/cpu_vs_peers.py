@@ -31,6 +31,7 @@ import record
 
 OURS = "jaxserve"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxserve"
+QUIET_LOAD = 0.5
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "cpu_vs_peers.jsonl"
 
 
@@ -206,6 +207,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    if (load := os.getloadavg()[0]) > QUIET_LOAD:
+        print(f"warning: load average {load:.1f}; engines suffer unequally from other processes", file=sys.stderr)
     peers = [name for name in args.only if name != OURS]
     for dtype in args.dtype:
         ours = [OURS] if OURS in args.only and dtype in PEERS[OURS].dtypes else []
