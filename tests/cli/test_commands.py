@@ -57,6 +57,19 @@ def test_generate_sends_options_to_engine_and_sampler(cli, checkpoint, fake_llm)
     assert (config.max_num_seqs, config.enable_prefix_caching, config.seed) == (3, False, 5)
 
 
+def test_generate_sizes_the_engine_for_its_prompts_unless_told(cli, checkpoint, fake_llm):
+    def sizes(*arguments):
+        cli("generate", checkpoint, *arguments)
+        return fake_llm.last.config.max_num_seqs, fake_llm.last.config.max_num_batched_tokens
+
+    assert sizes("short") == (1, 64)
+    assert sizes("x" * 90, "--n", "3") == (3, 256)
+    assert sizes("x" * 90, "y" * 90, "z" * 90) == (3, None)
+    assert sizes("short", "--no-enable-chunked-prefill") == (1, None)
+    assert sizes("short", "--chat") == (1, None)
+    assert sizes("short", "--max-num-seqs", "9", "--max-num-batched-tokens", "512") == (9, 512)
+
+
 def talk(llm, lines, monkeypatch):
     """A chat in which the user types `lines`; an exception among them is raised instead of typed."""
     typed = iter([*lines, EOFError()])
