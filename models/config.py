@@ -102,8 +102,11 @@ def dense_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError(
             f"num_attention_heads={num_heads} is not a multiple of num_key_value_heads={num_kv_heads}"
         )
-    if head_size % 2:
-        raise CheckpointError(f"head_dim={head_size} is odd; rotary embeddings need an even head size")
+    if head_size % 2 or head_size < 4:
+        raise CheckpointError(f"head_dim={head_size} is odd or below 4; rotary embeddings need an even head size")
+    norm_eps = _number(raw, "rms_norm_eps", default=1e-6)
+    if norm_eps < 0:
+        raise CheckpointError(f"config.json: rms_norm_eps={norm_eps} must not be negative")
     _refuse_unimplemented(raw)
     return ModelConfig(
         architecture=architecture,
@@ -114,7 +117,7 @@ def dense_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_size=head_size,
-        norm_eps=_number(raw, "rms_norm_eps", default=1e-6),
+        norm_eps=norm_eps,
         rope=_rope(raw, max_position),
         max_position=max_position,
         tie_embeddings=bool(raw.get("tie_word_embeddings", traits.tied)),
@@ -146,8 +149,9 @@ def architecture_of(raw: Mapping[str, Any]) -> str:
 def token_ids(value: Any, key: str) -> tuple[int, ...]:
     """`None`, one id or a list of ids -> tuple of ids."""
     values = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
-        raise CheckpointError(f"{key} must be a token id or a list of token ids, not {value!r}")
+    limit = _LIMITS["vocab_size"]
+    if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < limit for v in values):
+        raise CheckpointError(f"{key} must be a token id or a list of token ids, not {value!r:.80}")
     return tuple(values)
 
 
@@ -208,7 +212,8 @@ def _refuse_unimplemented(raw: Mapping[str, Any]) -> None:
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"hidden_act={activation!r} is not implemented (only 'silu')")
     if raw.get("quantization_config"):
-        method = dict(raw["quantization_config"]).get("quant_method", "unknown")
+        how = raw["quantization_config"]
+        method = how.get("quant_method", "unknown") if isinstance(how, Mapping) else f"{how!r:.40}"
         raise CheckpointError(
             f"the checkpoint is quantised ({method}), which is not implemented", remedy="Use the unquantised checkpoint"
         )
@@ -216,11 +221,10 @@ def _refuse_unimplemented(raw: Mapping[str, Any]) -> None:
         if raw.get(key, neutral) not in (neutral, None):
             raise CheckpointError(f"{key}={raw[key]!r} is not implemented")
     types = raw.get("layer_types") or []
-    unknown = (
-        {t for t in types if t not in ("full_attention", "sliding_attention")} if isinstance(types, list) else {types}
-    )
+    known = ("full_attention", "sliding_attention")
+    unknown = [t for t in types if t not in known] if isinstance(types, list) else [types]
     if unknown:
-        raise CheckpointError(f"layer_types {sorted(map(str, unknown))} are not implemented")
+        raise CheckpointError(f"layer_types {sorted(set(map(str, unknown)))!s:.80} are not implemented")
 
 
 def _rope(raw: Mapping[str, Any], max_position: int) -> Rope:
@@ -246,8 +250,12 @@ def _rope(raw: Mapping[str, Any], max_position: int) -> Rope:
         truncate=bool(scaling.get("truncate", True)),
         **optional,
     )
-    if rope.theta <= 0 or rope.factor <= 0 or rope.original_max_position <= 0:
-        raise CheckpointError(f"rope parameters must be positive: {dict(scaling)}")
+    if min(rope.theta, rope.factor, rope.original_max_position, rope.beta_fast, rope.beta_slow) <= 0:
+        raise CheckpointError(f"rope parameters must be positive: {dict(scaling)!s:.200}")
+    if rope.theta == 1 or (kind == "llama3" and rope.low_freq_factor == rope.high_freq_factor):
+        raise CheckpointError(
+            f"rope parameters leave no range of frequencies: theta={rope.theta}, {dict(scaling)!s:.200}"
+        )
     return rope
 
 
@@ -265,5 +273,5 @@ def _positive_int(raw: Mapping[str, Any], key: str, default: int | None = None) 
     value = _number(raw, key, default)
     limit = _LIMITS.get(key, 1 << 30)
     if value != int(value) or not 1 <= value <= limit:
-        raise CheckpointError(f"config.json: {key}={raw.get(key)!r:.40} must be a whole number from 1 to {limit}")
+        raise CheckpointError(f"config.json: {key}={value:.40g} must be a whole number from 1 to {limit}")
     return int(value)

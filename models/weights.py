@@ -72,7 +72,7 @@ def _from_index(folder: Path, index: Path) -> Iterator[tuple[str, Path]]:
     try:
         table = json.loads(index.read_text())["weight_map"]
         entries = [(str(name), str(file)) for name, file in table.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not a safetensors index: {error}") from None
     present: dict[Path, set[str]] = {}
     for name, file in entries:
@@ -153,18 +153,24 @@ def _region_shape(spec: WeightSpec, where: tuple[slice | int, ...]) -> tuple[int
 
 
 def _read(files: Mapping[str, Path], spec: WeightSpec, dtype: jnp.dtype) -> jax.Array:
-    """Assemble one parameter. Each file is opened again per tensor, so that pages already read do not stay mapped."""
+    """Assemble one parameter and put it on the device."""
+    if len(spec.parts) == 1:
+        stored = _read_tensor(files, spec.parts[0].name)
+        return jax.device_put(stored.reshape(spec.shape).astype(dtype, copy=False))
     whole = np.empty(spec.shape, dtype)
     for part in spec.parts:
-        with _open(files[part.name]) as tensors:
-            try:
-                stored = tensors.get_tensor(part.name)
-            except (SafetensorError, OSError, ValueError) as error:
-                raise CheckpointError(f"{part.name} cannot be read: {error}") from None
         region = whole[part.where]
-        np.copyto(region, stored.reshape(region.shape), casting="unsafe")
-        del stored
+        np.copyto(region, _read_tensor(files, part.name).reshape(region.shape), casting="unsafe")
     return jax.device_put(whole)
+
+
+def _read_tensor(files: Mapping[str, Path], name: str) -> np.ndarray:
+    """One tensor of the checkpoint. Its file is opened anew each time, so that pages already read do not stay mapped."""
+    with _open(files[name]) as tensors:
+        try:
+            return tensors.get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{name} in {files[name].name} cannot be read: {error}") from None
 
 
 def _random_leaf(key: jax.Array, spec: WeightSpec, dtype: jnp.dtype) -> jax.Array:
