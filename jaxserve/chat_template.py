@@ -125,7 +125,8 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
 def _environment(budget: _Budget) -> Any:
     import jinja2  # 60 ms; only chats need it
     from jinja2.compiler import CodeGenerator
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generator(CodeGenerator):
         """Sends what literals and `~` make through the budget."""

@@ -55,7 +55,8 @@ class EngineConfig:
                 raise ConfigError(f"{field.name}={value!r} must be True or False")
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_kv_blocks"):
             value = getattr(self, name)
-            if (value is not None or name == "max_num_seqs") and (not _is_int(value) or not 1 <= value <= 1 << 30):
+            optional = value is None and name != "max_num_seqs"
+            if not optional and not (isinstance(value, int) and _is_int(value) and 1 <= value <= 1 << 30):
                 raise ConfigError(f"{name}={value!r} must be a positive whole number")
         if self.max_num_seqs > 4096:
             raise ConfigError(f"max_num_seqs={self.max_num_seqs} must be at most 4096")
