@@ -152,12 +152,14 @@ def _token_budget(config: EngineConfig, max_model_len: int) -> int:
     default = 512 if jax.default_backend() == "cpu" else 2048
     if config.enable_chunked_prefill:
         return config.max_num_batched_tokens or default
-    budget = config.max_num_batched_tokens or max(default, max_model_len)
-    if budget < max_model_len:
+    # A whole prompt must fit beside the decodes, which are never left out, or it could wait for ever.
+    needed = max_model_len + config.max_num_seqs
+    budget = config.max_num_batched_tokens or max(default, needed)
+    if budget < needed:
         raise ConfigError(
-            f"without chunked prefill a step must hold a whole prompt, but max_num_batched_tokens={budget} is below "
-            f"max_model_len={max_model_len}",
-            remedy="Raise the one or lower the other",
+            f"without chunked prefill a step must hold a whole prompt and all decodes, but max_num_batched_tokens={budget} "
+            f"is below max_model_len + max_num_seqs = {needed}",
+            remedy="Raise the one or lower the others",
         )
     return budget
 

@@ -102,7 +102,7 @@ class Engine:
         )
         job = self._jobs[request.request_id] = _Job(request, output, [])
         for index in range(params.n):
-            sequence = self._sequence(request, index, job.answers[0].sequence if index else None)
+            sequence = self._sequence(request, index, job.answers[0].sequence if index else None, now_s)
             answer = _Answer(sequence, CompletionOutput(index=index), self._detokenizer(request))
             if params.logprobs is not None:
                 answer.output.logprobs, answer.output.cumulative_logprob = [], 0.0
@@ -228,7 +228,7 @@ class Engine:
         skip = request.params.skip_special_tokens
         return self._tokenizer.detokenizer(request.prompt_token_ids, skip_special_tokens=skip)
 
-    def _sequence(self, request: Request, index: int, parent: Sequence | None) -> Sequence:
+    def _sequence(self, request: Request, index: int, parent: Sequence | None, now_s: float) -> Sequence:
         params, num_prompt = request.params, len(request.prompt_token_ids)
         limit = self._max_model_len if params.max_tokens is None else num_prompt + params.max_tokens
         # A request id may be used again while a wasted row of its last use is still under way; a sequence id may not.
@@ -240,7 +240,7 @@ class Engine:
             request=request,
             seed=(seed + index) % (1 << 32),
             max_len=min(limit, self._max_model_len),
-            view=View(seq_id, request, request.arrival_s, num_prompt),
+            view=View(seq_id, request, request.arrival_s or now_s, num_prompt),
             parent=parent,
             tokens=list(request.prompt_token_ids),
         )

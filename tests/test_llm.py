@@ -249,7 +249,7 @@ def test_prefill_without_chunks(folder: Path, alone):
     engine = LLM(
         folder,
         num_kv_blocks=128,
-        **(OPTIONS | {"max_num_batched_tokens": 128}),
+        **(OPTIONS | {"max_num_batched_tokens": 132}),
         max_model_len=128,
         enable_chunked_prefill=False,
     )
