@@ -79,7 +79,7 @@ def module_questions(files: dict[str, str], limit: int = 120) -> list[tuple[list
 def conversation(lex, row, rng: np.random.Generator, length: int) -> None:
     """Write one conversation of a random sort, about `length` tokens long at most."""
     kinds = [_pairs, _needle, _sums, _sorts, _canned]
-    kinds[int(rng.choice(len(kinds), p=[0.15, 0.15, 0.2, 0.15, 0.35]))](lex, row, rng, length)
+    kinds[int(rng.choice(len(kinds), p=[0.25, 0.2, 0.15, 0.1, 0.3]))](lex, row, rng, length)
 
 
 def _pairs(lex, row, rng, length):
@@ -129,7 +129,7 @@ def _sorts(lex, row, rng, length):
 def _canned(lex, row, rng, length):
     for _ in range(int(rng.integers(1, 4))):
         known = len(CANNED)
-        # the few hand-written answers come more often than all module questions together
-        pick = int(rng.integers(known)) if rng.random() < 0.7 else int(rng.integers(len(lex.canned)))
+        # the few hand-written answers come as often as all module questions together
+        pick = int(rng.integers(known)) if rng.random() < 0.5 else int(rng.integers(len(lex.canned)))
         questions, answer = lex.canned[pick]
         tasks.turn(row, str(rng.choice(questions)), [(answer, tasks.CHAT)])

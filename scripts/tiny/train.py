@@ -35,14 +35,12 @@ class Stage(NamedTuple):
 FULL = {"text": 0.25, "stream": 0.05, "recall": 0.2, "needle": 0.15, "arithmetic": 0.2, "chat": 0.15}
 # long rows cost most and only lookups need them; the library text between the pairs trains the text as well
 LONG = {"stream": 0.1, "recall": 0.4, "needle": 0.35, "chat": 0.15}
-LAST = {"text": 0.1, "recall": 0.1, "needle": 0.1, "arithmetic": 0.3, "chat": 0.4}
 CURRICULUM = (
     Stage(700, 2048, {64: 1.0}, {"stream": 0.7, "recall": 0.3}),
     Stage(900, 4096, {64: 0.3, 256: 0.7}, {"stream": 0.25, "recall": 0.35, "text": 0.2, "needle": 0.2}),
     Stage(1200, 4096, {64: 0.1, 256: 0.65, 1024: 0.25}, FULL),
     Stage(1500, 4096, {256: 0.6, 1024: 0.2, 2048: 0.2}, FULL),
-    Stage(2000, 4096, {256: 0.5, 1024: 0.2, 2048: 0.3}, FULL),
-    Stage(10**9, 4096, {256: 0.85, 2048: 0.15}, LAST),
+    Stage(10**9, 4096, {256: 0.5, 1024: 0.2, 2048: 0.3}, FULL),
 )
 
 
