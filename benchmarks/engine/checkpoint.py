@@ -2,7 +2,7 @@
 
     python benchmarks/engine/checkpoint.py FOLDER --dtype bfloat16
 
-The shape is that of Qwen2.5-0.5B (494 million parameters). Speed does not depend on the values; they are scaled so
+The default shape is that of Qwen2.5-0.5B (494 million parameters). Speed does not depend on the values; they are scaled so
 that greedy decoding is well defined (logits with a standard deviation of about 3) and engines can be compared token by
 token. The same seed gives the same numbers everywhere; bfloat16 is the rounded float32.
 """
@@ -41,6 +41,15 @@ QWEN25_05B: dict[str, Any] = {
     "bos_token_id": 151643,
     "eos_token_id": 151643,
 }
+# For trying the benchmark itself: every engine goes through all rows in seconds, and the numbers mean nothing.
+TOY = QWEN25_05B | {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "max_window_layers": 2,
+}
+SHAPES = {"qwen25-05b": QWEN25_05B, "toy": TOY}
 
 
 def tensor_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -98,10 +107,11 @@ def write_checkpoint(folder: str | Path, config: dict[str, Any], dtype: str, see
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="qwen25-05b")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    print(write_checkpoint(args.folder, QWEN25_05B, args.dtype, args.seed))
+    print(write_checkpoint(args.folder, SHAPES[args.shape], args.dtype, args.seed))
     return 0
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoint import QWEN25_05B, write_checkpoint
+from checkpoint import SHAPES, write_checkpoint
 from environments import PEERS, NotAvailableError, ensure
 from workers import Worker, ask, peak_rss_bytes, start, stop
 from workload import ROWS, UNITS, make_workload
@@ -65,7 +65,7 @@ def begin(name: str, dtype: str, args: argparse.Namespace, scratch: Path) -> Wor
     """A warm worker. Raises NotAvailableError."""
     python = ensure(name, args.envs)
     stored = dtype if dtype == "bfloat16" else "float32"
-    checkpoint = write_checkpoint(args.cache / f"qwen25-05b-{stored}", QWEN25_05B, stored)
+    checkpoint = write_checkpoint(args.cache / f"{args.shape}-{stored}", SHAPES[args.shape], stored)
     converted = args.cache / f"converted-{zlib.crc32((checkpoint / 'config.json').read_bytes()):08x}"
     workload = make_workload(str(checkpoint), str(converted), dtype, args.threads, args.rows)
     workload["options"] = args.options.get(name, {})
@@ -134,7 +134,13 @@ def store(session: list[Outcome], dtype: str, args: argparse.Namespace) -> None:
     """Appends all numbers of a session to the results file."""
     for outcome in session:
         against = [other.engine for other in session if other is not outcome]
-        case = {"benchmark": "cpu_vs_peers", "engine": outcome.engine, "dtype": dtype, "threads": args.threads}
+        case = {
+            "benchmark": "cpu_vs_peers",
+            "engine": outcome.engine,
+            "shape": args.shape,
+            "dtype": dtype,
+            "threads": args.threads,
+        }
         more: dict[str, Any] = {"beside": against, "versions": outcome.versions, "mode": outcome.mode}
         more["load_average"] = round(os.getloadavg()[0], 1)
         for row, values in outcome.values.items():
@@ -185,6 +191,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
     parser.add_argument("--only", type=words, default=list(PEERS), help=f"engines, of {','.join(PEERS)}")
     parser.add_argument("--dtype", type=words, default=["float32", "bfloat16"], help="float32, bfloat16, q8_0")
+    parser.add_argument("--shape", choices=SHAPES, default="qwen25-05b", help="toy: tries the benchmark, not engines")
     parser.add_argument("--rows", type=words, default=list(ROWS), help=f"rows, of {','.join(ROWS)}")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores that each engine may use")

@@ -161,6 +161,14 @@ def prompt_logprobs(
     """
     num_tokens = hidden_te.shape[0]
     chunk = min(_PROMPT_CHUNK, num_tokens)
+    if chunk == num_tokens:
+        # Not a loop of one turn: its body would not depend on the turn, and XLA would compute it ahead, wanted or not.
+        return jax.lax.cond(
+            num_wanted > 0,
+            lambda hidden_te: logprobs_of(head(hidden_te[wanted_t]), target_t),
+            lambda hidden_te: _no_logprobs(num_tokens),
+            hidden_te,
+        )
     pad = (0, -num_tokens % chunk)
     wanted_t, target_t = jnp.pad(wanted_t, pad), jnp.pad(target_t, pad)
 
