@@ -41,13 +41,13 @@ def read_answer(process: subprocess.Popen[str], timeout_s: float, log: Path) -> 
         NotAvailableError: it failed, ended or took too long; the text says which.
     """
     assert process.stdout is not None
+    begin = time.monotonic()
     alarm = threading.Timer(timeout_s, process.kill)
     alarm.start()
     line = process.stdout.readline()
-    in_time = alarm.is_alive()
     alarm.cancel()
     if not line:
-        if not in_time:
+        if time.monotonic() - begin >= timeout_s:
             raise NotAvailableError(f"no answer within {timeout_s:.0f} s")
         last = [text for text in log.read_text(errors="replace").splitlines() if text.strip()][-1:]
         raise NotAvailableError(f"the worker ended (code {process.wait()}): {' '.join(last)[:200]}")
