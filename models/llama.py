@@ -7,6 +7,7 @@ axis can split them without shuffling, and kept `[out, in]`.
 from typing import Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -62,7 +63,7 @@ def forward(
 
     Returns: final hidden states (after the last norm), and the pool with this step's keys and values written.
     """
-    rotation = cos_sin(positions(batch), cfg.rope, cfg.head_size)
+    rotation = _rotation(batch, cfg)
     x_te = embed(batch.ids_t, params.embed_ve)
     for index, layer in enumerate(params.layers):
         with jax.named_scope(f"layer{index}"):
@@ -72,6 +73,19 @@ def forward(
             normed_te = rms_norm(x_te, layer.mlp_norm_e, cfg.norm_eps)
             x_te = x_te + _mlp(layer, normed_te)
     return rms_norm(x_te, params.norm_e, cfg.norm_eps), kv
+
+
+def _rotation(batch: TokenBatch[jax.Array], cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of every token's angles. Under a condition, because XLA never merges one with what follows: else it
+    would compute them anew in every layer, for every head."""
+
+    def compute() -> tuple[jax.Array, jax.Array]:
+        return cos_sin(positions(batch), cfg.rope, cfg.head_size)
+
+    def skip() -> tuple[jax.Array, jax.Array]:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
+
+    return jax.lax.cond(batch.q_start_s[-1] > 0, compute, skip)
 
 
 def logits(params: Params[jax.Array], hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:

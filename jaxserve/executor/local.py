@@ -24,6 +24,7 @@ from jaxserve.sampling.sampler import Logprobs, SamplerState
 from jaxserve.step import BlockCopy, Capacity, Row, RowResult, SlotStart, StepPlan, StepResult, TokenLogprob
 
 _COPIES = 16  # block copies per call
+_FEW_ROWS = 4  # rows whose logits are computed alone when no later one samples
 _HISTORY = 512  # history tokens per call when a slot starts
 
 
@@ -196,13 +197,26 @@ def run_step(
     hidden_te, kv = family.forward(params, cfg, batch, state.kv, attention_backend)
     hidden_se = hidden_te[inputs.end_s]
     with jax.named_scope("sample"):
-        logits_sv = family.logits(params, hidden_se)
+        samples_s = inputs.sampling.slot_s < last_r.shape[0]
+        logits_sv = _logits(partial(family.logits, params), hidden_se, samples_s)
         token_s, logprobs, sampler_state = sampler.sample(logits_sv, state.sampler, inputs.sampling)
     with jax.named_scope("prompt_logprobs"):
         head = partial(family.logits, params)
         prompt = sampler.prompt_logprobs(head, hidden_te, inputs.wanted_t, inputs.target_t, inputs.num_wanted)
     outputs = StepOutputs(token_s=token_s, logprobs=logprobs, hidden_se=hidden_se.astype(jnp.float32), prompt=prompt)
     return outputs, DeviceState(kv=kv, sampler=sampler_state)
+
+
+def _logits(head: Callable[[jax.Array], jax.Array], hidden_se: jax.Array, samples_s: jax.Array) -> jax.Array:
+    """Logits of the rows that sample. A step that fills a prompt samples few, and the vocabulary is large."""
+    num_rows = hidden_se.shape[0]
+    if num_rows <= _FEW_ROWS:
+        return head(hidden_se)
+
+    def of_few(hidden_se: jax.Array) -> jax.Array:
+        return jnp.pad(head(hidden_se[:_FEW_ROWS]), ((0, num_rows - _FEW_ROWS), (0, 0)))
+
+    return jax.lax.cond(jnp.any(samples_s[_FEW_ROWS:]), head, of_few, hidden_se)
 
 
 def _copy(kv: KVPages[jax.Array], source_c: jax.Array, target_c: jax.Array) -> KVPages[jax.Array]:

@@ -125,12 +125,12 @@ def _absorb(state: _Softmax, rows: _Rows, q, k, v, seen) -> _Softmax:
     scores = lax.dot_general(q, k, (((3,), (3,)), batch), preferred_element_type=jnp.float32)
     scores = jnp.where(seen, scores * rows.scale, _MASKED)
     top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
-    weights = jnp.exp(scores - top[..., None])
+    weights = jnp.exp(scores - top[..., None]).astype(v.dtype)
     shrink = jnp.exp(state.top - top)
-    added = lax.dot_general(weights.astype(v.dtype), v, (((3,), (2,)), batch), preferred_element_type=jnp.float32)
+    added = lax.dot_general(weights, v, (((3,), (2,)), batch), preferred_element_type=jnp.float32)
     return _Softmax(
         top=top,
-        total=state.total * shrink + jnp.sum(weights, axis=-1),
+        total=state.total * shrink + jnp.sum(weights, axis=-1, dtype=jnp.float32),
         acc=state.acc * shrink[..., None] + added,
     )
 
