@@ -69,16 +69,19 @@ def build(folder: Path, config: EngineConfig) -> Built:
     else:
         params = weights.load(folder, specs, dtype)
     on_cpu = jax.default_backend() == "cpu"
-    state = DeviceState(
-        kv=empty_pages(cfg, num_blocks, config.block_size, kv_dtype, as_bits=on_cpu),
-        sampler=empty_state(config.max_num_seqs, cfg.vocab_size),
-    )
+
+    def empty() -> DeviceState:
+        return DeviceState(
+            kv=empty_pages(cfg, num_blocks, config.block_size, kv_dtype, as_bits=on_cpu),
+            sampler=empty_state(config.max_num_seqs, cfg.vocab_size),
+        )
+
     loaded_s = time.perf_counter()
     executor = LocalExecutor(
         family,
         cfg,
         params,
-        state,
+        empty,
         build_ladder(config.max_num_seqs, token_budget),
         max_model_len=max_model_len,
         attention_backend=config.attention_backend,

@@ -29,5 +29,9 @@ class CapacityError(RequestError):
     """A request, or a whole model, that can never fit the memory it was given."""
 
 
+class DeviceError(JaxserveError):
+    """A step failed on the device, for want of memory or otherwise. Requests that had begun are lost, others go on."""
+
+
 class InvariantError(AssertionError):
     """A stateful part found its own books wrong. Always a bug in jaxserve; please report it."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jaxserve.build import build
 from jaxserve.config import EngineConfig, make
-from jaxserve.errors import RequestError
+from jaxserve.errors import DeviceError, RequestError
 from jaxserve.model_source import find_model
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
@@ -72,6 +72,7 @@ class LLM:
 
         Raises:
           RequestError: a prompt cannot be served; then none is started.
+          DeviceError: a step failed, mostly for want of memory. The engine can be used again at once.
         """
         batch = _as_batch(prompts)
         each = _per_prompt(params, len(batch))
@@ -138,6 +139,7 @@ class LLM:
             **dataclasses.asdict(scheduler.counters),
             "computed_tokens": self._engine.computed_tokens,
             "padded_tokens": self._engine.padded_tokens,
+            "failed_steps": self._engine.failed_steps,
             "compiles_after_ready": self._built.executor.num_late_compiles,
             "num_waiting": scheduler.num_waiting,
             "num_running": scheduler.num_running,
@@ -233,6 +235,8 @@ class LLM:
                         self._hand_out(self._engine.step())
                 while mine:
                     event = mine.popleft()
+                    if event.output.error:
+                        raise DeviceError(event.output.error)
                     if event.output.finished:
                         left.discard(event.request_id)
                     yield event

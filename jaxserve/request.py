@@ -25,6 +25,7 @@ class Finish(enum.StrEnum):
     STOP = "stop"  # an end token, a stop token or a stop string
     LENGTH = "length"  # max_tokens or the model's context
     ABORT = "abort"
+    ERROR = "error"  # a step failed on the device
 
 
 class Task(enum.StrEnum):

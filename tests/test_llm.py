@@ -8,11 +8,13 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxserve import LLM, SamplingParams
-from jaxserve.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from jaxserve.errors import CapacityError, CheckpointError, ConfigError, DeviceError, RequestError
+from jaxserve.executor.ladder import Rung
 from tests.models import toy
 
 CASE = "llama3"
@@ -218,6 +220,51 @@ def test_an_interrupt_leaves_the_engine_usable(llm: LLM, alone):
     assert llm.metrics()["num_running"] == llm.metrics()["num_waiting"] == 0
     assert tokens(llm.generate(prompts(12)[:2], GREEDY)) == alone[:2]
     assert llm.metrics()["kv_blocks_held"] == 0
+
+
+@pytest.mark.parametrize("async_scheduling", [True, False])
+@pytest.mark.parametrize("where", ["dispatch", "collect"])
+def test_a_failing_step_is_one_clear_error_and_the_engine_goes_on(
+    llm: LLM, folder: Path, alone, monkeypatch, where: str, async_scheduling: bool
+):
+    engine = llm if async_scheduling else LLM(folder, num_kv_blocks=128, async_scheduling=False, **OPTIONS)
+    before = engine.metrics()["failed_steps"]
+    fail_once(engine, monkeypatch, where, after=3)
+    with pytest.raises(DeviceError, match=r"out of device memory .*Lower memory_utilization") as error:
+        engine.generate(prompts(12), GREEDY)
+    assert len(str(error.value)) < 500
+    metrics = engine.metrics()
+    assert (metrics["kv_blocks_held"], metrics["num_running"], metrics["num_waiting"]) == (0, 0, 0)
+    assert metrics["failed_steps"] == before + 1
+    assert tokens(engine.generate(prompts(12), GREEDY)) == alone
+    assert engine.metrics()["compiles_after_ready"] == 0
+
+
+def fail_once(engine: LLM, monkeypatch: pytest.MonkeyPatch, where: str, after: int) -> None:
+    """Let a step fail that has taken the state: at once, or when its tokens are fetched."""
+    compiled, left = engine._built.executor._compiled, [after]
+
+    def failing(step):
+        def run(*args):
+            outputs, state = step(*args)
+            left[0] -= 1
+            if not left[0] and where == "dispatch":
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\nmore")
+            if not left[0]:
+                outputs = dataclasses.replace(outputs, token_s=Unfetchable())
+            return outputs, state
+
+        return run
+
+    for rung in [key for key in compiled if isinstance(key, Rung)]:
+        monkeypatch.setitem(compiled, rung, failing(compiled[rung]))
+
+
+class Unfetchable:
+    """The output of a step that ran out of memory while it ran."""
+
+    def __array__(self, *args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7 bytes.")
 
 
 def test_two_engines_and_two_threads(llm: LLM, folder: Path, alone):

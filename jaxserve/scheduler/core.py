@@ -64,6 +64,11 @@ class Scheduler:
         """Sequences with blocks."""
         return len(self._running)
 
+    @property
+    def running_ids(self) -> list[str]:
+        """Which sequences have blocks, in order of admission."""
+        return [sequence.seq_id for sequence in self._running]
+
     def add(self, sequence: Sequence, now_s: float) -> None:
         """Put a new sequence in the waiting queue. It must fit the pool alone (the caller has checked)."""
         self._sequences[sequence.seq_id] = sequence
