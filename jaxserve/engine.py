@@ -113,10 +113,10 @@ class Engine:
             self._by_sequence[sequence.seq_id] = job, answer
             self.scheduler.add(sequence, now_s)
 
-    def abort(self, request_id: str) -> list[Event]:
-        """End a request now. Unknown or finished ids are ignored."""
+    def abort(self, request_id: str, index: int | None = None) -> list[Event]:
+        """End a request now, or only its answer `index`. What is unknown or has ended is ignored."""
         job = self._jobs.get(request_id)
-        return [] if job is None else self._end(job, Finish.ABORT)
+        return [] if job is None else self._end(job, Finish.ABORT, index)
 
     def step(self) -> list[Event]:
         """Plan and dispatch one step, and collect the one before it (or this one, when nothing can overlap).
@@ -155,11 +155,11 @@ class Engine:
         self.scheduler.store.clear_cache()
         return events
 
-    def _end(self, job: _Job, finish: Finish) -> list[Event]:
-        """End the answers of a request that have not ended yet."""
+    def _end(self, job: _Job, finish: Finish, index: int | None = None) -> list[Event]:
+        """End the answers of a request (or one of them) that have not ended yet."""
         events = []
         for answer in job.answers:
-            if not answer.output.finish_reason:
+            if not answer.output.finish_reason and index in (None, answer.output.index):
                 self.scheduler.finish(answer.sequence, self._clock.now_s())
                 events.append(self._event(job, answer, finish))
         return events

@@ -15,6 +15,8 @@ import pytest
 from jaxserve import LLM, SamplingParams
 from jaxserve.errors import CapacityError, CheckpointError, ConfigError, DeviceError, RequestError
 from jaxserve.executor.ladder import Rung
+from jaxserve.output import Event
+from jaxserve.request import Task
 from tests.models import toy
 
 CASE = "llama3"
@@ -289,6 +291,70 @@ def test_streams_may_be_interleaved(llm: LLM, alone):
         got[0] += one.token_ids
         got[1] += two.token_ids
     assert got == alone[:2]
+
+
+def drain(llm: LLM) -> list[Event]:
+    events = []
+    while llm.has_work:
+        events += llm.step()
+    return events
+
+
+def test_submitted_requests_answer_step_by_step_as_generate_does(llm: LLM, alone):
+    names = {llm.submit(prompt, GREEDY): place for place, prompt in enumerate(prompts(12))}
+    answers: list[list[int]] = [[] for _ in alone]
+    for event in drain(llm):
+        answers[names[event.request_id]] += event.token_ids
+    assert answers == alone
+    assert llm.step() == []
+
+
+def test_submitted_requests_run_while_others_call_generate(llm: LLM, alone):
+    name = llm.submit(prompts(12)[0], GREEDY)
+    assert tokens(llm.generate(prompts(12)[1:], GREEDY)) == alone[1:]
+    events = drain(llm)
+    assert {event.request_id for event in events} == {name}
+    assert [token for event in events for token in event.token_ids] == alone[0]
+
+
+def test_an_abort_ends_one_answer_or_all_and_the_last_events_say_so(llm: LLM):
+    name = llm.submit([1, 2, 3], dataclasses.replace(GREEDY, n=3))
+    while not llm.step():
+        pass
+    llm.abort(name, index=1)
+    (event,) = llm.step()
+    assert (event.index, event.finish_reason, event.output.finished) == (1, "abort", False)
+    llm.abort(name)
+    assert [(e.index, e.finish_reason, e.output.finished) for e in llm.step()] == [
+        (0, "abort", True),
+        (2, "abort", True),
+    ]
+    llm.abort(name)
+    llm.abort("nobody")
+    assert not llm.has_work
+    assert llm.metrics()["kv_blocks_held"] == 0
+
+
+def test_a_refused_submission_leaves_nothing(llm: LLM):
+    with pytest.raises(RequestError, match="outside the vocabulary"):
+        llm.submit([160])
+    with pytest.raises(RequestError, match="unknown request field 'colour'"):
+        llm.submit([1], meta={"colour": 1})
+    assert not llm.has_work
+
+
+def test_a_failed_step_tells_who_submitted(llm: LLM, monkeypatch):
+    fail_once(llm, monkeypatch, "dispatch", after=2)
+    name = llm.submit([1, 2, 3], GREEDY)
+    events = drain(llm)
+    assert (events[-1].request_id, events[-1].finish_reason) == (name, "error")
+    assert "out of device memory" in events[-1].output.error
+
+
+def test_embeddings_can_be_submitted(llm: LLM):
+    llm.submit([5, 6], task=Task.EMBED)
+    events = drain(llm)
+    np.testing.assert_allclose(events[-1].output.hidden, llm.embed([[5, 6]], normalize=False)[0], atol=1e-5)
 
 
 @pytest.mark.slow
