@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxserve.build import build
-from jaxserve.config import EngineConfig, make
+from jaxserve.config import EngineConfig
 from jaxserve.errors import DeviceError, RequestError
 from jaxserve.model_source import find_model
 from jaxserve.output import Event, RequestOutput, Score
@@ -39,7 +39,7 @@ class LLM:
     def __init__(self, model: str | Path, *, config: EngineConfig | None = None, **engine_options: Any):
         if config is not None and engine_options:
             raise TypeError("give either config= or single engine options, not both")
-        self.config = config or make(EngineConfig, engine_options)
+        self.config = config or EngineConfig(**engine_options)
         self._built = build(find_model(model), self.config)
         self._engine = self._built.engine
         self._ids = itertools.count()

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-from jaxserve.config import EngineConfig, make
+from jaxserve.config import EngineConfig
 from jaxserve.errors import RequestError
 from jaxserve.output import CompletionOutput, Event, Logprob, RequestMetrics, RequestOutput
 from jaxserve.request import Request, SamplingParams, Task
@@ -91,7 +91,7 @@ class FakeLLM:
 
     def __init__(self, model, **options):
         self.model = model
-        self.config = make(EngineConfig, options)
+        self.config = EngineConfig(**options)
         self._engine = FakeEngine(self.config.max_num_seqs)
         self._ids = itertools.count()
         self.tokenizer = ByteTokenizer()
