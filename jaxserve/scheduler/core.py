@@ -199,6 +199,7 @@ class Scheduler:
         if self._running and self._missing_blocks(sequence) + self._promised() > self.store.num_available:
             self.store.release(sequence.seq_id)
             return False
+        self.store.touch(sequence.seq_id)
         draft.copies.extend(copies)
         sequence.num_computed = cached
         sequence.num_cached = max(sequence.num_cached, min(cached, sequence.num_prompt))
