@@ -219,11 +219,9 @@ def test_an_interrupt_leaves_the_engine_usable(llm: LLM, alone):
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         llm.generate(prompts(12) * 100, dataclasses.replace(GREEDY, max_tokens=200))
-    thread.join()
     assert llm.metrics()["num_running"] == llm.metrics()["num_waiting"] == 0
     assert tokens(llm.generate(prompts(12)[:2], GREEDY)) == alone[:2]
     assert llm.metrics()["kv_blocks_held"] == 0
