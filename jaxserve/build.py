@@ -20,7 +20,7 @@ from jaxserve.memory import free_host_bytes
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import block_bytes, empty_pages
-from jaxserve.models.registry import family_of, read_config
+from jaxserve.models.registry import ModelFamily, family_of, read_config
 from jaxserve.pallas_kernels.ragged_paged_attention import op as attention
 from jaxserve.sampling.sampler import empty_state
 from jaxserve.scheduler.core import Scheduler
@@ -44,6 +44,20 @@ class Built:
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Settled:
+    """What can be told from the options and config.json alone."""
+
+    cfg: ModelConfig
+    family: ModelFamily
+    specs: Any
+    dtype: jnp.dtype
+    kv_dtype: jnp.dtype
+    max_model_len: int
+    token_budget: int
+    num_blocks: int
+
+
 def build(folder: Path, config: EngineConfig) -> Built:
     """Load a model and compile its steps.
 
@@ -52,6 +66,27 @@ def build(folder: Path, config: EngineConfig) -> Built:
     """
     cfg = read_config(folder)
     tokenizer = load_tokenizer(folder)
+    settled = _settle(config, cfg)
+    _use_compilation_cache(config.compilation_cache)
+    compiles = count_compiles()
+
+    started_s = time.perf_counter()
+    params = _load_weights(folder, config, settled)
+    loaded_s = time.perf_counter()
+    executor = _make_executor(config, settled, params)
+    executor.warm_up(progress=config.progress)
+    warm_s = time.perf_counter()
+    facts = _facts(config, settled) | {
+        "load_s": loaded_s - started_s,
+        "warm_up_s": warm_s - loaded_s,
+        "warm_up_compiles": count_compiles() - compiles,
+    }
+    engine = _make_engine(config, settled, executor, tokenizer)
+    return Built(engine, executor, tokenizer, settled.cfg, settled.max_model_len, facts)
+
+
+def _settle(config: EngineConfig, cfg: ModelConfig) -> _Settled:
+    """Check the options against the model, and size everything."""
     dtype, kv_dtype = _dtypes(config, cfg)
     _check_attention(config.attention_backend)
     max_model_len = _max_model_len(config, cfg)
@@ -60,66 +95,71 @@ def build(folder: Path, config: EngineConfig) -> Built:
     family = family_of(cfg)
     specs = family.abstract(cfg)
     max_model_len, num_blocks = _size_pool(config, cfg, specs, dtype, kv_dtype, max_model_len)
-    _use_compilation_cache(config.compilation_cache)
-    compiles = count_compiles()
+    return _Settled(cfg, family, specs, dtype, kv_dtype, max_model_len, token_budget, num_blocks)
 
-    started_s = time.perf_counter()
+
+def _load_weights(folder: Path, config: EngineConfig, settled: _Settled) -> Any:
     if config.load_format == "dummy":
-        params = weights.random(specs, dtype, config.seed)
-    else:
-        params = weights.load(folder, specs, dtype)
-    on_cpu = jax.default_backend() == "cpu"
-    state = DeviceState(
-        kv=empty_pages(cfg, num_blocks, config.block_size, kv_dtype, as_bits=on_cpu),
-        sampler=empty_state(config.max_num_seqs, cfg.vocab_size),
-    )
-    loaded_s = time.perf_counter()
-    executor = LocalExecutor(
-        family,
+        return weights.random(settled.specs, settled.dtype, config.seed)
+    return weights.load(folder, settled.specs, settled.dtype)
+
+
+def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> LocalExecutor:
+    cfg, on_cpu = settled.cfg, jax.default_backend() == "cpu"
+
+    def empty() -> DeviceState:
+        return DeviceState(
+            kv=empty_pages(cfg, settled.num_blocks, config.block_size, settled.kv_dtype, as_bits=on_cpu),
+            sampler=empty_state(config.max_num_seqs, cfg.vocab_size),
+        )
+
+    return LocalExecutor(
+        settled.family,
         cfg,
         params,
-        state,
-        build_ladder(config.max_num_seqs, token_budget),
-        max_model_len=max_model_len,
+        empty,
+        build_ladder(config.max_num_seqs, settled.token_budget),
+        max_model_len=settled.max_model_len,
         attention_backend=config.attention_backend,
     )
-    executor.warm_up(progress=config.progress)
-    warm_s = time.perf_counter()
-    store = KVStore(num_blocks, config.block_size, caching=config.enable_prefix_caching)
+
+
+def _make_engine(
+    config: EngineConfig, settled: _Settled, executor: LocalExecutor, tokenizer: Tokenizer | None
+) -> Engine:
     scheduler = Scheduler(
-        store,
+        KVStore(settled.num_blocks, config.block_size, caching=config.enable_prefix_caching),
         POLICIES[config.scheduling_policy](),
         executor.capacity(),
-        token_budget=token_budget,
+        token_budget=settled.token_budget,
         chunked=config.enable_chunked_prefill,
     )
-    engine = Engine(
+    return Engine(
         scheduler,
         executor,
         tokenizer,
         clock=WallClock(),
-        vocab_size=cfg.vocab_size,
-        max_model_len=max_model_len,
+        vocab_size=settled.cfg.vocab_size,
+        max_model_len=settled.max_model_len,
         seed=config.seed,
         overlap=config.async_scheduling,
     )
-    facts = {
+
+
+def _facts(config: EngineConfig, settled: _Settled) -> dict[str, Any]:
+    return {
         "backend": jax.default_backend(),
         "attention_backend": attention.chosen(config.attention_backend),
-        "architecture": cfg.architecture,
-        "dtype": str(dtype),
-        "kv_cache_dtype": str(kv_dtype),
-        "max_model_len": max_model_len,
-        "max_num_batched_tokens": token_budget,
-        "num_kv_blocks": num_blocks,
+        "architecture": settled.cfg.architecture,
+        "dtype": str(settled.dtype),
+        "kv_cache_dtype": str(settled.kv_dtype),
+        "max_model_len": settled.max_model_len,
+        "max_num_batched_tokens": settled.token_budget,
+        "num_kv_blocks": settled.num_blocks,
         "block_size": config.block_size,
-        "weight_bytes": weights.nbytes(specs, dtype),
-        "kv_pool_bytes": num_blocks * block_bytes(cfg, config.block_size, kv_dtype),
-        "load_s": loaded_s - started_s,
-        "warm_up_s": warm_s - loaded_s,
-        "warm_up_compiles": count_compiles() - compiles,
+        "weight_bytes": weights.nbytes(settled.specs, settled.dtype),
+        "kv_pool_bytes": settled.num_blocks * block_bytes(settled.cfg, config.block_size, settled.kv_dtype),
     }
-    return Built(engine, executor, tokenizer, cfg, max_model_len, facts)
 
 
 def _dtypes(config: EngineConfig, cfg: ModelConfig) -> tuple[jnp.dtype, jnp.dtype]:

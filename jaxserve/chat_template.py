@@ -6,10 +6,13 @@ short) and the size of everything an operation, a filter or a call produces (so 
 """
 
 import datetime
+import itertools
 import json
+import re
+import string
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -21,8 +24,10 @@ _MAX_TEXT = 16_000_000  # characters of the prompt, or of one value
 _MAX_MADE = 64_000_000  # characters of all values made on the way
 _MAX_ITEMS = 100_000  # of one value, nested ones counted
 _MAX_BITS = 4096  # of a whole number
-_FILTERS = """abs capitalize count d default dictsort e escape first float int items join last length list lower map max
-    min reject rejectattr replace reverse safe select selectattr sort string title trim unique upper wordcount"""
+_MAX_DIGITS = 99  # to round to
+# Taken from Jinja as they are; `_environment` adds those of our own.
+_FILTERS = """abs capitalize count d default dictsort e escape first float groupby int items last length list lower map
+    max min reject rejectattr reverse safe select selectattr sort string title trim unique upper wordcount"""
 _REFUSED_METHODS = ("center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map", "translate")
 
 
@@ -74,6 +79,39 @@ class _Budget:
         self.check_size(sum(map(len, parts)) + len(parts) * len(str(separator)))
         return str(separator).join(parts)
 
+    def indent(self, text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+        """Jinja's `indent`, its result measured before it is made."""
+        from jinja2.filters import do_indent
+
+        size = len(width) if isinstance(width, str) else width
+        self.check_size(len(str(text)) + (1 + len(str(text).splitlines())) * size)
+        return do_indent(str(text), width, first, blank)
+
+    def batch(self, values: Iterable[Any], linecount: int, fill_with: Any = None) -> Iterator[list[Any]]:
+        """Jinja's `batch`, its rows measured one by one."""
+        if linecount > _MAX_ITEMS:
+            raise _BudgetError(f"it made rows of more than {_MAX_ITEMS} items")
+        items = list(values)
+        for begin in range(0, len(items), linecount):
+            row = items[begin : begin + linecount]
+            missing = linecount - len(row) if fill_with is not None else 0
+            yield self.charge(row + [fill_with] * missing)
+
+    def format(self, text: str, *args: Any, **kwargs: Any) -> str:
+        """`str.format` with plain fields like `{}`, `{0}` or `{name:>8.2f}`, measured piece by piece."""
+        parts, size, places = [], 0, itertools.count()
+        for literal, field, spec, conversion in string.Formatter().parse(text):
+            made = ""
+            if field is not None:
+                _check_field(field, spec or "", conversion)
+                is_place = not field or field.isdecimal()
+                value = args[int(field or next(places))] if is_place else kwargs[field]
+                made = format(value, spec or "")
+            parts += literal, made
+            size += len(literal) + len(made)
+            self.check_size(size)
+        return "".join(parts)
+
     def concat(self, chunks: Iterable[str]) -> str:
         """Text of a macro or a block."""
         parts = list(chunks)
@@ -122,9 +160,9 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
         raise CheckpointError(f"the model's chat template failed or did what it must not: {what}") from None
 
 
-def _environment(budget: _Budget) -> Any:
-    import jinja2  # 60 ms; only chats need it
-    from jinja2.compiler import CodeGenerator
+def _sandbox(budget: _Budget) -> Any:
+    """Jinja's environment, with every operator, literal, call and filter sent through the budget."""
+    from jinja2.compiler import CodeGenerator  # 60 ms; only chats need it
     from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -152,7 +190,7 @@ def _environment(budget: _Budget) -> Any:
             self.write(")")
 
     class Environment(ImmutableSandboxedEnvironment):
-        """Every operator, call and filter goes through the budget."""
+        """Operators and calls."""
 
         intercepted_binops = frozenset(["*", "**", "%", "+"])
         code_generator_class = Generator
@@ -164,7 +202,10 @@ def _environment(budget: _Budget) -> Any:
             return budget.charge(super().call_binop(context, operator, left, right))
 
         def wrap_str_format(self, value: Any) -> Any:
-            if isinstance(getattr(value, "__self__", None), str) and value.__name__ in _REFUSED_METHODS:
+            owner = getattr(value, "__self__", None)
+            if isinstance(owner, str) and value.__name__ == "format":
+                return lambda *args, **kwargs: budget.format(owner, *args, **kwargs)
+            if isinstance(owner, str) and value.__name__ in _REFUSED_METHODS:
                 raise SecurityError(f"the method {value.__name__!r} is not available")
             return super().wrap_str_format(value)
 
@@ -177,18 +218,25 @@ def _environment(budget: _Budget) -> Any:
                     return budget.charge(getattr(budget, name)(owner, *args, **kwargs))
             return budget.charge(super().call(__context, __obj, *args, **kwargs))
 
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], optimized=False
-    )
+    return Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], optimized=False)
+
+
+def _environment(budget: _Budget) -> Any:
+    """The sandbox with what chat templates may use."""
+    environment = _sandbox(budget)
     filters = {name: environment.filters[name] for name in _FILTERS.split()} | {
         "tojson": _tojson,
+        "sum": _sum,
+        "round": _round,
+        "indent": budget.indent,
+        "batch": budget.batch,
         "replace": budget.replace,
         "join": lambda values, d="", attribute=None: budget.join(d, _attributes(values, attribute)),
     }
     environment.filters = {name: _charging(budget, function) for name, function in filters.items()}
     environment.globals = {
         "range": environment.globals["range"],
-        "namespace": jinja2.utils.Namespace,
+        "namespace": environment.globals["namespace"],
         "dict": dict,
         "raise_exception": _refuse,
         "strftime_now": lambda style: datetime.datetime.now().strftime(str(style)[:100]),
@@ -208,6 +256,35 @@ def _charging(budget: _Budget, function: Callable[..., Any]) -> Callable[..., An
 
 def _attributes(values: Iterable[Any], key: Any) -> Iterable[Any]:
     return values if key is None else [value[key] for value in values]
+
+
+def _check_field(field: str, spec: str, conversion: str | None) -> None:
+    """Refuse fields of a format that reach into a value, take their spec from one, or pad to great width."""
+    if not re.fullmatch(r"\w*", field) or "{" in spec or conversion:
+        raise _BudgetError(f"it formats with a field that is not plain: {field!r:.40}")
+    if re.search(r"\d{4}", spec):
+        raise _BudgetError("it formats with more than 999 characters in a field")
+
+
+def _sum(values: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
+    """Of numbers only: other values are added by copying, again and again."""
+    return sum(map(_number, _attributes(values, attribute)), start=_number(start))
+
+
+def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
+    from jinja2.filters import do_round
+
+    if abs(precision) > _MAX_DIGITS:
+        raise _BudgetError(f"it rounds to more than {_MAX_DIGITS} digits")
+    return do_round(_number(value), precision, method)  # pyright: ignore[reportArgumentType]  it checks the method
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{type(value).__name__} is not a number")
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise _BudgetError(f"it made a number of more than {_MAX_BITS} bits")
+    return value
 
 
 def _join(chunks: Any) -> str:

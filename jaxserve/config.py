@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxserve.errors import ConfigError
 
@@ -14,11 +15,28 @@ SCHEDULING_POLICIES = ("fcfs", "priority")
 LOAD_FORMATS = ("auto", "dummy")
 
 
+T = TypeVar("T")
+
+
+def names_unknown_options(cls: type[T]) -> type[T]:
+    """For dataclasses that users make: a keyword that does not exist is a ConfigError that suggests the nearest one."""
+    known, init = [field.name for field in dataclasses.fields(cls)], cls.__init__  # pyright: ignore[reportArgumentType]
+
+    @functools.wraps(init)
+    def checked(self: T, *args: Any, **options: Any) -> None:
+        reject_unknown(options, known, what=f"{cls.__name__} option")
+        init(self, *args, **options)
+
+    cls.__init__ = checked
+    return cls
+
+
 def option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
     """A dataclass field with the help text (and choices) that command-line flags are made from."""
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
 
 
+@names_unknown_options
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """Every engine option, under vLLM's names where it has one. `None` means: chosen when the model is loaded."""
@@ -80,12 +98,6 @@ class EngineConfig:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def make(cls: type[Any], options: Mapping[str, Any]) -> Any:
-    """Build a config dataclass from keyword options; an unknown name is an error that suggests the nearest one."""
-    reject_unknown(options, [field.name for field in dataclasses.fields(cls)], what=f"{cls.__name__} option")
-    return cls(**options)
 
 
 def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> None:

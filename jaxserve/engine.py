@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jaxserve.clock import Clock
+from jaxserve.errors import DeviceError
 from jaxserve.executor.base import Executor
 from jaxserve.output import CompletionOutput, Event, Logprob, RequestMetrics, RequestOutput
 from jaxserve.request import Finish, Request, Task, check_tokens
@@ -59,6 +60,7 @@ class Engine:
         self.scheduler = scheduler
         self.padded_tokens = 0
         self.computed_tokens = 0
+        self.failed_steps = 0
         self._executor = executor
         self._tokenizer = tokenizer
         self._clock = clock
@@ -111,33 +113,56 @@ class Engine:
             self._by_sequence[sequence.seq_id] = job, answer
             self.scheduler.add(sequence, now_s)
 
-    def abort(self, request_id: str) -> list[Event]:
-        """End a request now. Unknown or finished ids are ignored."""
+    def abort(self, request_id: str, index: int | None = None) -> list[Event]:
+        """End a request now, or only its answer `index`. What is unknown or has ended is ignored."""
         job = self._jobs.get(request_id)
-        if job is None:
-            return []
-        events = []
-        for answer in job.answers:
-            if not answer.output.finish_reason:
-                self.scheduler.finish(answer.sequence, self._clock.now_s())
-                events.append(self._event(job, answer, Finish.ABORT))
-        return events
+        return [] if job is None else self._end(job, Finish.ABORT, index)
 
     def step(self) -> list[Event]:
-        """Plan and dispatch one step, and collect the one before it (or this one, when nothing can overlap)."""
+        """Plan and dispatch one step, and collect the one before it (or this one, when nothing can overlap).
+
+        When a step fails on the device, all requests that have begun end with finish_reason "error"; the others go on.
+        """
         plan = self.scheduler.plan(self._clock.now_s())
-        if plan is not None:
-            self._pending.append((plan, self._executor.dispatch(plan)))
-        if plan is not None and self._overlap and len(self._pending) < 2:
-            return []
-        return self._collect() if self._pending else []
+        try:
+            if plan is not None:
+                self._pending.append((plan, self._executor.dispatch(plan)))
+            if plan is not None and self._overlap and len(self._pending) < 2:
+                return []
+            return self._collect() if self._pending else []
+        except DeviceError as error:
+            return self._lose_pool(error)
 
     def _collect(self) -> list[Event]:
-        plan, handle = self._pending.popleft()
+        plan, handle = self._pending[0]
         result = self._executor.collect(handle)
+        self._pending.popleft()
         self.padded_tokens += result.padded_tokens
         self.computed_tokens += plan.num_tokens
         return list(self._events(self.scheduler.commit(plan, result, self._clock.now_s())))
+
+    def _lose_pool(self, error: DeviceError) -> list[Event]:
+        """End whom a failed step has cost something: blocks, or (if preempted since) what steps under way computed."""
+        under_way = [row.seq_id for plan, _ in self._pending for row in plan.rows]
+        self._pending.clear()
+        self.failed_steps += 1
+        events = []
+        for seq_id in [*under_way, *self.scheduler.running_ids]:
+            if seq_id in self._by_sequence:  # else it has ended, alone or with its request
+                job, _ = self._by_sequence[seq_id]
+                job.output.error = str(error)
+                events += self._end(job, Finish.ERROR)
+        self.scheduler.store.clear_cache()
+        return events
+
+    def _end(self, job: _Job, finish: Finish, index: int | None = None) -> list[Event]:
+        """End the answers of a request (or one of them) that have not ended yet."""
+        events = []
+        for answer in job.answers:
+            if not answer.output.finish_reason and index in (None, answer.output.index):
+                self.scheduler.finish(answer.sequence, self._clock.now_s())
+                events.append(self._event(job, answer, finish))
+        return events
 
     def _events(self, progress: Iterable[Progress]) -> Iterable[Event]:
         for item in progress:

@@ -9,7 +9,8 @@ class JaxserveError(ValueError):
     """Base of every error a caller can cause. `remedy` is one imperative sentence, or empty."""
 
     def __init__(self, message: str, *, remedy: str = ""):
-        super().__init__(f"{message}. {remedy}." if remedy else message)
+        stop = "" if remedy.endswith("?") else "."
+        super().__init__(f"{message}. {remedy}{stop}" if remedy else message)
         self.remedy = remedy
 
 
@@ -27,6 +28,10 @@ class RequestError(JaxserveError):
 
 class CapacityError(RequestError):
     """A request, or a whole model, that can never fit the memory it was given."""
+
+
+class DeviceError(JaxserveError):
+    """A step failed on the device, for want of memory or otherwise. Requests that had begun are lost, others go on."""
 
 
 class InvariantError(AssertionError):

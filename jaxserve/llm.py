@@ -7,7 +7,7 @@ import operator
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxserve.build import build
-from jaxserve.config import EngineConfig, make
-from jaxserve.errors import RequestError
+from jaxserve.config import EngineConfig
+from jaxserve.errors import DeviceError, RequestError
 from jaxserve.model_source import find_model
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
@@ -39,12 +39,13 @@ class LLM:
     def __init__(self, model: str | Path, *, config: EngineConfig | None = None, **engine_options: Any):
         if config is not None and engine_options:
             raise TypeError("give either config= or single engine options, not both")
-        self.config = config or make(EngineConfig, engine_options)
+        self.config = config or EngineConfig(**engine_options)
         self._built = build(find_model(model), self.config)
         self._engine = self._built.engine
         self._ids = itertools.count()
         self._lock = threading.RLock()
-        self._events: dict[str, deque[Event]] = {}  # of requests some call is waiting for
+        self._inboxes: dict[str, deque[Event]] = {}  # of unfinished requests: where their events go
+        self._submitted: deque[Event] = deque()  # the inbox of all that came by `submit`
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -72,6 +73,7 @@ class LLM:
 
         Raises:
           RequestError: a prompt cannot be served; then none is started.
+          DeviceError: a step failed, mostly for want of memory. The engine can be used again at once.
         """
         batch = _as_batch(prompts)
         each = _per_prompt(params, len(batch))
@@ -131,6 +133,58 @@ class LLM:
         vectors = np.stack([output.hidden for output in self._run(requests) if output.hidden is not None])
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        task: Task = Task.GENERATE,
+        meta: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Queue one prompt and return its request id; `step` runs it and brings its events.
+
+        For servers and batch jobs, which start requests while others run:
+
+            names = {llm.submit(prompt): prompt for prompt in prompts}
+            while llm.has_work:
+                for event in llm.step():
+                    print(names[event.request_id], event.text, event.finish_reason)
+
+        Raises:
+          RequestError: the prompt cannot be served.
+        """
+        request, text = self._request(prompt, params or SamplingParams(), task=task, meta=meta)
+        with self._lock:
+            self._engine.add(request, text)
+            self._inboxes[request.request_id] = self._submitted
+        return request.request_id
+
+    def step(self) -> list[Event]:
+        """Run the engine for one step, unless events are there already; returns those of all submitted requests.
+
+        A request that a failed step has cost has finish_reason "error", and says why in `event.output.error`.
+        """
+        with self._lock:
+            self._fill(self._submitted)
+            events = list(self._submitted)
+            self._submitted.clear()
+        return events
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a submitted request, or only its answer `index`; the last events come with the next `step`.
+
+        What has ended already is ignored.
+        """
+        with self._lock:
+            if self._inboxes.get(request_id) is self._submitted:
+                self._hand_out(self._engine.abort(request_id, index))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do or to return: a submitted request is unfinished, or has events left."""
+        with self._lock:
+            return bool(self._submitted) or any(inbox is self._submitted for inbox in self._inboxes.values())
+
     def metrics(self) -> dict[str, Any]:
         """What the engine is and has done: backend, sizes, start-up seconds, token counts, padding, compilations."""
         scheduler = self._engine.scheduler
@@ -138,6 +192,7 @@ class LLM:
             **dataclasses.asdict(scheduler.counters),
             "computed_tokens": self._engine.computed_tokens,
             "padded_tokens": self._engine.padded_tokens,
+            "failed_steps": self._engine.failed_steps,
             "compiles_after_ready": self._built.executor.num_late_compiles,
             "num_waiting": scheduler.num_waiting,
             "num_running": scheduler.num_running,
@@ -221,31 +276,39 @@ class LLM:
     def _drive(self, requests: Sequence[tuple[Request, str | None]]) -> Iterator[Event]:
         """Run the engine until these requests are done. Whoever leaves early takes their requests along."""
         left = {request.request_id for request, _ in requests}
-        mine: deque[Event] = deque()
+        inbox: deque[Event] = deque()
         try:
             with self._lock:
                 for request, text in requests:
-                    self._events[request.request_id] = mine
                     self._engine.add(request, text)
+                    self._inboxes[request.request_id] = inbox
             while left:
-                with self._lock, _interrupts_between_steps():
-                    if not mine:
-                        self._hand_out(self._engine.step())
-                while mine:
-                    event = mine.popleft()
+                self._fill(inbox)
+                while inbox:
+                    event = inbox.popleft()
+                    if event.output.error:
+                        raise DeviceError(event.output.error)
                     if event.output.finished:
                         left.discard(event.request_id)
                     yield event
         finally:
             with self._lock:
                 for request, _ in requests:
-                    self._engine.abort(request.request_id)
-                    self._events.pop(request.request_id, None)
+                    self._hand_out(self._engine.abort(request.request_id))
 
-    def _hand_out(self, events: Iterable[Event]) -> None:
+    def _fill(self, inbox: deque[Event]) -> None:
+        """Run the engine for one step, unless events are there already: another caller's step may have brought them."""
+        with self._lock:
+            if not inbox:
+                with _interrupts_between_steps():
+                    self._hand_out(self._engine.step())
+
+    def _hand_out(self, events: Sequence[Event]) -> None:
         for event in events:
-            if event.request_id in self._events:
-                self._events[event.request_id].append(event)
+            self._inboxes[event.request_id].append(event)
+        for event in events:  # only now: of answers that end together, each says that the request is finished
+            if event.output.finished:
+                self._inboxes.pop(event.request_id, None)
 
 
 @contextlib.contextmanager

@@ -50,6 +50,7 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finished: bool = False
     hidden: np.ndarray | None = None  # f32[e]; last hidden state, for embeddings
+    error: str | None = None  # what went wrong, where a finish_reason is "error"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

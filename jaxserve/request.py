@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxserve.config import names_unknown_options
 from jaxserve.errors import ConfigError, RequestError
 
 MAX_LOGPROBS = 20  # most alternatives per token; the width of the device's output
@@ -25,6 +26,7 @@ class Finish(enum.StrEnum):
     STOP = "stop"  # an end token, a stop token or a stop string
     LENGTH = "length"  # max_tokens or the model's context
     ABORT = "abort"
+    ERROR = "error"  # a step failed on the device
 
 
 class Task(enum.StrEnum):
@@ -35,6 +37,7 @@ class Task(enum.StrEnum):
     EMBED = "embed"  # the last hidden state of the prompt
 
 
+@names_unknown_options
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How to choose tokens. vLLM's fields and defaults.

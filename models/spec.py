@@ -1,9 +1,11 @@
 """Weights declared before they exist. Random init, loading, sharding and size estimates derive from one spec tree."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +31,18 @@ class WeightSpec:
     @property
     def size(self) -> int:
         """Number of elements."""
-        size = 1
-        for dim in self.shape:
-            size *= dim
-        return size
+        return math.prod(self.shape)
+
+    def region_shape(self, part: Part) -> tuple[int, ...]:
+        """The shape of what a part fills."""
+        # Zero strides: an index is answered without allocating the array.
+        return np.broadcast_to(np.zeros((), np.int8), self.shape)[part.where].shape
+
+    def stored_shape(self, part: Part) -> tuple[int, ...]:
+        """The shape a part has in a Hugging Face checkpoint: a vector, or a matrix [out, in]."""
+        size = math.prod(self.region_shape(part))
+        is_vector = not self.fan_in or part.name.endswith(".bias")
+        return (size,) if is_vector else (size // self.fan_in, self.fan_in)
 
 
 def leaves(specs: Any) -> list[WeightSpec]:

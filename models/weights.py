@@ -126,30 +126,13 @@ def _check(files: Mapping[str, Path], specs: Any) -> None:
         with _open(path) as tensors:
             for name in names:
                 spec, part = wanted[name]
-                region = _region_shape(spec, part.where)
-                stored = tensors.get_slice(name)
-                if int(np.prod(stored.get_shape())) != int(np.prod(region)) or not _same_rows(stored, region):
-                    raise CheckpointError(f"{name} has shape {stored.get_shape()}, but config.json asks for {region}")
+                stored, expected = tensors.get_slice(name), list(spec.stored_shape(part))
+                if stored.get_shape() != expected:
+                    raise CheckpointError(f"{name} has shape {stored.get_shape()}, but config.json asks for {expected}")
                 if stored.get_dtype() not in _FLOATS:
                     raise CheckpointError(
                         f"{name} is stored as {stored.get_dtype()}; only {', '.join(_FLOATS)} are read"
                     )
-
-
-def _same_rows(stored: Any, region: tuple[int, ...]) -> bool:
-    """The last (input) axis agrees, so that a reshape cannot mix rows. Heads may be split off either axis."""
-    shape = stored.get_shape()
-    size = 1
-    for dim in reversed(region):
-        size *= dim
-        if size >= shape[-1]:
-            return size == shape[-1] or len(shape) == 1
-    return False
-
-
-def _region_shape(spec: WeightSpec, where: tuple[slice | int, ...]) -> tuple[int, ...]:
-    # Zero strides: an index is answered without allocating the array.
-    return np.broadcast_to(np.zeros((), np.int8), spec.shape)[where].shape
 
 
 def _read(files: Mapping[str, Path], spec: WeightSpec, dtype: jnp.dtype) -> jax.Array:

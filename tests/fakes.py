@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxserve.clock import VirtualClock
 from jaxserve.engine import Engine
+from jaxserve.errors import DeviceError
 from jaxserve.kv.store import KVStore
 from jaxserve.output import Event, RequestOutput
 from jaxserve.request import Request, SamplingParams, Task
@@ -69,20 +70,35 @@ def edited(tokens: Sequence[int], history: Sequence[int], params: SamplingParams
 
 
 class FakeExecutor:
-    """Runs plans in the order of dispatch over a pool of token ids, and refuses plans that break a law of `StepPlan`."""
+    """Runs plans in the order of dispatch over a pool of token ids, and refuses plans that break a law of `StepPlan`.
+
+    `fail_next` ("dispatch" or "collect") makes the next call of that name fail, and everything written is lost.
+    """
 
     def __init__(self, num_blocks: int, block_size: int, num_slots: int, max_model_len: int, rungs: tuple[int, ...]):
         self.plans: list[StepPlan] = []
+        self.fail_next = ""
         self._capacity = Capacity(num_blocks, block_size, num_slots, rungs, max_model_len)
-        self._pool: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
-        self._last: dict[int, tuple[str, int]] = {}  # slot -> who sampled what there
-        self._history: dict[int, list[int]] = {}
-        self._under_way: deque[StepPlan] = deque()
+        self._forget()
 
     def capacity(self) -> Capacity:
         return self._capacity
 
+    def _forget(self) -> None:
+        capacity = self._capacity
+        self._pool: list[list[int | None]] = [[None] * capacity.block_size for _ in range(capacity.num_blocks)]
+        self._last: dict[int, tuple[str, int]] = {}  # slot -> who sampled what there
+        self._history: dict[int, list[int]] = {}
+        self._under_way: deque[StepPlan] = deque()
+
+    def _may_fail(self, name: str) -> None:
+        if self.fail_next == name:
+            self.fail_next = ""
+            self._forget()
+            raise DeviceError(f"{name} failed")
+
     def dispatch(self, plan: StepPlan) -> tuple[StepPlan, StepResult]:
+        self._may_fail("dispatch")
         assert plan.rows, "an empty plan"
         for values in ([r.slot for r in plan.rows], [r.seq_id for r in plan.rows], [c.target for c in plan.copies]):
             assert len(set(values)) == len(values), f"twice in one plan: {values}"
@@ -102,6 +118,7 @@ class FakeExecutor:
         return plan, StepResult(rows=tuple(self._run(row) for row in plan.rows))
 
     def collect(self, pending: tuple[StepPlan, StepResult]) -> StepResult:
+        self._may_fail("collect")
         assert self._under_way.popleft() is pending[0], "collected out of order"
         return pending[1]
 

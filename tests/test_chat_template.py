@@ -93,6 +93,19 @@ def test_mistral_style_and_its_refusal():
         ("{{ strftime_now('%%') }}{{ dict(a=1)['a'] }}{{ namespace(b=2).b }}", "%12"),
         ("{{ messages[0]['content'].strip().startswith('Hi') }}{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 10 }}", "True331024"),
         ("{{ ['a', 'b'] | join }}{{ 'x' ~ 1 ~ none }}{{ (1, 2) + (3,) }}", "abx1None(1, 2, 3)"),
+        (
+            "{% for role, group in messages | groupby('role') %}{{ role }} {{ group | length }} {% endfor %}",
+            "assistant 1 user 2 ",
+        ),
+        ("{% for row in range(5) | batch(2, 'x') %}{{ row | join }} {% endfor %}", "01 23 4x "),
+        ("{% for row in 'abc' | batch(2) %}{{ row | join }} {% endfor %}{{ [] | batch(9) | list }}", "ab c []"),
+        ("{{ [1, 2.5] | sum }} {{ [{'a': 3}] | sum(attribute='a', start=1) }} {{ [] | sum }}", "3.5 4 0"),
+        (
+            "{{ 2.675 | round(1) }} {{ 2.1 | round(0, 'ceil') | int }} {{ 1234 | round(-2, 'floor') | int }}",
+            "2.7 3 1200",
+        ),
+        ("{{ 'a\n\nb' | indent(2) }} {{ 'a\nb' | indent('> ', first=true) }}", "a\n\n  b > a\n> b"),
+        ("{{ '{} {}: {{{n:>4.1f}}}'.format('a', [1], n=2) }}{{ '{1}{0}'.format(1, 'b') }}", "a [1]: { 2.0}b1"),
     ],
 )
 def test_what_published_templates_use_works(template, text):
@@ -206,6 +219,32 @@ HOSTILE = {
     "deep source": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "deep loops": "{% for a in [1] %}" * 30 + "{% endfor %}" * 30,
     "deep list": "{{ " + "[" * 300 + "]" * 300 + " }}",
+    "format attribute": "{{ '{a.__class__}'.format(a=1) }}",
+    "format item": "{{ '{0[0]}'.format([1]) }}",
+    "format nested width": "{{ '{:{}}'.format(1, 10**9) }}",
+    "format conversion": "{{ '{!r}'.format('x') }}",
+    "format precision": "{{ '{:.999999999f}'.format(1) }}",
+    "format repeated": "{{ ('{0}' * 99999).format('x' * 999999) }}",
+    "format padded": "{{ ('{0:999}' * 99999).format(1) }}",
+    "format missing": "{{ '{}{}'.format(1) }}",
+    "format mixed": "{{ '{5}'.format(1) }}{{ '{'.format() }}",
+    "format through map": "{{ ['{0.__class__}'] | map(attribute='format') | first }}"
+    "{{ (['{0.__class__}'] | map(attribute='format') | first)(1) }}",
+    "format globals": "{{ ''.format.__globals__ }}{{ ''.format.__closure__[0].cell_contents }}",
+    "batch rows": "{% for row in [1] | batch(99999, 'x' * 999999) %}{{ row }}{% endfor %}",
+    "batch backwards": "{{ [1] | batch(0) | list }}",
+    "sum of lists": "{{ [[1]] | sum(start=[]) }}",
+    "sum of strings": "{{ ['x' * 999999] | sum(start='') }}",
+    "sum of big numbers": DOUBLE.replace("START", "3").replace("STEP", "([ns.x] * 99999) | sum") + "{{ ns.x }}"
+    "{% for i in range(99999) %}{% set ns.x = ([ns.x] * 99999) | sum %}{% endfor %}",
+    "sum attribute": "{{ [''] | sum(attribute='__class__') }}",
+    "round text": "{{ 'x' | round(9, 'ceil') }}",
+    "round list": "{{ ([1] * 99999) | round(9, 'floor') }}",
+    "indent lines": "{{ ('\n' * 999999) | indent(999999) }}",
+    "indent by text": "{{ ('\r' * 999999) | indent('x' * 999999) }}",
+    "group by class": "{{ ['', 1] | groupby('__class__') }}",
+    "group nested": DOUBLE.replace("START", "[{'a': 1}]").replace("STEP", "[{'a': ns.x | groupby('a')}]")
+    + DOUBLE.replace("START", "[1]").replace("STEP", "[[ns.x, ns.x]] | groupby(0)"),
     "constant": "{{ 'x' * 99999 * 99999 }}{{ ['x'] | batch(10**9, 'y') | list }}",
     "sort by attribute": "{{ [1] | sort(attribute='__class__') }}{{ [1] | map('attr', '__class__') | list }}",
 }

@@ -179,6 +179,79 @@ def test_aborting_when_one_of_two_answers_has_ended_ends_the_other_only():
     rig.run()
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("where", ["dispatch", "collect"])
+@pytest.mark.parametrize("steps", range(6))
+def test_a_failing_step_ends_who_has_begun_and_nobody_else(overlap, where, steps):
+    rig = make_engine(overlap=overlap, num_slots=2, budget=8)
+    begun = [ask("prompt", [1] * 30, max_tokens=20, min_tokens=20), seeded("two", 4, n=2)]  # of two, one has a slot
+    waits = seeded("waits", 3)
+    for request in (*begun, waits):
+        rig.engine.add(request)
+    for _ in range(5 + steps):  # the first five only compute the long prompt
+        rig.step()
+    rig.executor.fail_next = where
+    events = rig.step()
+    while rig.executor.fail_next:  # with overlap a step may pass before anything is collected
+        events = rig.step()
+    assert sorted((e.request_id, e.index) for e in events) == [("prompt", 0), ("two", 0), ("two", 1)]
+    assert {e.finish_reason for e in events} == {"error"}
+    assert all(e.output.finished and e.output.error == f"{where} failed" for e in events)
+    assert (rig.store.num_held, rig.store.num_available) == (0, 64)
+    assert rig.engine.failed_steps == 1
+    outputs = rig.run()
+    assert list(outputs) == ["waits"]
+    assert outputs["waits"].error is None
+    check_answer(outputs["waits"], waits)
+
+
+@pytest.mark.parametrize("where", ["dispatch", "collect"])
+def test_who_was_preempted_while_in_a_failing_step_ends_too(where):
+    """It holds no block any more, but its token will never come."""
+    hits = 0
+    for steps in range(1, 60):
+        rig = make_engine(num_blocks=12, max_model_len=44)
+        requests = [seeded(f"r{index}", index, max_tokens=25) for index in range(6)]
+        for request in requests:
+            rig.engine.add(request)
+        for _ in range(steps):
+            rig.step()
+        before = rig.scheduler.counters.preemptions
+        rig.executor.fail_next = where
+        rig.step()
+        hits += rig.scheduler.counters.preemptions > before
+        outputs = rig.run()  # comes to an end
+        for request in requests:
+            if request.request_id in outputs and not outputs[request.request_id].error:
+                check_answer(outputs[request.request_id], request, max_model_len=44)
+    assert hits > 3, "no step preempted and failed"
+
+
+def test_after_a_failing_step_no_cached_prefix_is_trusted():
+    rig = make_engine()
+    prompt = list(range(1, 17))
+    rig.run(ask("before", prompt, max_tokens=4))
+    rig.executor.fail_next = "collect"
+    assert rig.run(ask("fails", prompt, max_tokens=4))["fails"].metrics.num_cached_tokens > 0
+    again = ask("again", prompt, max_tokens=4)
+    output = rig.run(again)["again"]
+    assert output.metrics.num_cached_tokens == 0
+    check_answer(output, again)
+
+
+@pytest.mark.parametrize("where", ["dispatch", "collect"])
+def test_when_every_step_fails_every_request_ends(where):
+    rig = make_engine(num_slots=2)
+    for index in range(9):
+        rig.engine.add(seeded(f"r{index}", index))
+    ended = []
+    while rig.engine.has_work:
+        rig.executor.fail_next = where
+        ended += [event.request_id for event in rig.step() if event.output.error]
+    assert sorted(ended) == [f"r{index}" for index in range(9)]
+    rig.check_empty()
+
+
 def test_an_id_can_be_used_again_at_once():
     """Also while the wasted row of its last use is under way."""
     rig = make_engine()

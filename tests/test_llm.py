@@ -8,11 +8,15 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxserve import LLM, SamplingParams
-from jaxserve.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from jaxserve.errors import CapacityError, CheckpointError, ConfigError, DeviceError, RequestError
+from jaxserve.executor.ladder import Rung
+from jaxserve.output import Event
+from jaxserve.request import Task
 from tests.models import toy
 
 CASE = "llama3"
@@ -210,14 +214,61 @@ def test_leaving_a_stream_early_frees_everything(llm: LLM, alone):
 
 
 def test_an_interrupt_leaves_the_engine_usable(llm: LLM, alone):
-    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    def interrupt() -> None:
+        while not llm.metrics()["num_running"]:  # earlier, Python may lose it in a callback of its garbage collector
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         llm.generate(prompts(12) * 100, dataclasses.replace(GREEDY, max_tokens=200))
-    timer.join()
     assert llm.metrics()["num_running"] == llm.metrics()["num_waiting"] == 0
     assert tokens(llm.generate(prompts(12)[:2], GREEDY)) == alone[:2]
     assert llm.metrics()["kv_blocks_held"] == 0
+
+
+@pytest.mark.parametrize("async_scheduling", [True, False])
+@pytest.mark.parametrize("where", ["dispatch", "collect"])
+def test_a_failing_step_is_one_clear_error_and_the_engine_goes_on(
+    llm: LLM, folder: Path, alone, monkeypatch, where: str, async_scheduling: bool
+):
+    engine = llm if async_scheduling else LLM(folder, num_kv_blocks=128, async_scheduling=False, **OPTIONS)
+    before = engine.metrics()["failed_steps"]
+    fail_once(engine, monkeypatch, where, after=3)
+    with pytest.raises(DeviceError, match=r"out of device memory .*Lower memory_utilization"):
+        engine.generate(prompts(12), GREEDY)
+    metrics = engine.metrics()
+    assert (metrics["kv_blocks_held"], metrics["num_running"], metrics["num_waiting"]) == (0, 0, 0)
+    assert metrics["failed_steps"] == before + 1
+    assert tokens(engine.generate(prompts(12), GREEDY)) == alone
+    assert engine.metrics()["compiles_after_ready"] == 0
+
+
+def fail_once(engine: LLM, monkeypatch: pytest.MonkeyPatch, where: str, after: int) -> None:
+    """Let a step fail that has taken the state: at once, or when its tokens are fetched."""
+    compiled, left = engine._built.executor._compiled, [after]
+
+    def failing(step):
+        def run(*args):
+            outputs, state = step(*args)
+            left[0] -= 1
+            if not left[0] and where == "dispatch":
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\nmore")
+            if not left[0]:
+                outputs = dataclasses.replace(outputs, token_s=Unfetchable())
+            return outputs, state
+
+        return run
+
+    for rung in [key for key in compiled if isinstance(key, Rung)]:
+        monkeypatch.setitem(compiled, rung, failing(compiled[rung]))
+
+
+class Unfetchable:
+    """The output of a step that ran out of memory while it ran."""
+
+    def __array__(self, *args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7 bytes.")
 
 
 def test_two_engines_and_two_threads(llm: LLM, folder: Path, alone):
@@ -242,6 +293,69 @@ def test_streams_may_be_interleaved(llm: LLM, alone):
         got[0] += one.token_ids
         got[1] += two.token_ids
     assert got == alone[:2]
+
+
+def drain(llm: LLM) -> list[Event]:
+    events = []
+    while llm.has_work:
+        events += llm.step()
+    return events
+
+
+def test_submitted_requests_answer_step_by_step_as_generate_does(llm: LLM, alone):
+    names = {llm.submit(prompt, GREEDY): place for place, prompt in enumerate(prompts(12))}
+    answers: list[list[int]] = [[] for _ in alone]
+    for event in drain(llm):
+        answers[names[event.request_id]] += event.token_ids
+    assert answers == alone
+    assert llm.step() == []
+
+
+def test_submitted_requests_run_while_others_call_generate(llm: LLM, alone):
+    name = llm.submit(prompts(12)[0], GREEDY)
+    assert tokens(llm.generate(prompts(12)[1:], GREEDY)) == alone[1:]
+    events = drain(llm)
+    assert {event.request_id for event in events} == {name}
+    assert [token for event in events for token in event.token_ids] == alone[0]
+
+
+def test_an_abort_ends_one_answer_or_all_and_the_last_events_say_so(llm: LLM):
+    name = llm.submit([1, 2, 3], dataclasses.replace(GREEDY, n=3))
+    while not llm.step():
+        pass
+    llm.abort(name, index=1)
+    (event,) = llm.step()
+    assert (event.index, event.finish_reason, event.output.finished) == (1, "abort", False)
+    llm.abort(name)
+    assert [(e.index, e.finish_reason, e.output.finished) for e in llm.step()] == [
+        (0, "abort", True),
+        (2, "abort", True),
+    ]
+    llm.abort(name)
+    llm.abort("nobody")
+    assert not llm.has_work
+    assert llm.metrics()["kv_blocks_held"] == 0
+
+
+def test_a_refused_submission_leaves_nothing(llm: LLM):
+    with pytest.raises(RequestError, match="outside the vocabulary"):
+        llm.submit([160])
+    with pytest.raises(RequestError, match="unknown request field 'colour'"):
+        llm.submit([1], meta={"colour": 1})
+    assert not llm.has_work
+
+
+def test_a_failed_step_tells_who_submitted(llm: LLM, monkeypatch):
+    fail_once(llm, monkeypatch, "dispatch", after=2)
+    name = llm.submit([1, 2, 3], GREEDY)
+    events = drain(llm)
+    assert (events[-1].request_id, events[-1].finish_reason) == (name, "error")
+    assert "out of device memory" in events[-1].output.error
+
+
+def test_embeddings_can_be_submitted(llm: LLM):
+    llm.submit([5, 6], task=Task.EMBED)
+    np.testing.assert_allclose(drain(llm)[-1].output.hidden, llm.embed([[5, 6]], normalize=False)[0], atol=1e-5)
 
 
 @pytest.mark.slow

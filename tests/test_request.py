@@ -1,12 +1,12 @@
 """Every check of sampling options and requests: what is refused, and that the message names the value."""
 
 import dataclasses
+import inspect
 import math
 import re
 
 import pytest
 
-from jaxserve.config import make
 from jaxserve.errors import ConfigError, JaxserveError, RequestError
 from jaxserve.request import MAX_LOGPROBS, Request, SamplingParams, Task, check_tokens
 
@@ -117,8 +117,17 @@ def test_penalties_bias_and_allowed_ids_are_edits(options):
     [("temprature", "temperature"), ("max_token", "max_tokens"), ("top-p", "top_p"), ("stops", "stop")],
 )
 def test_a_misspelt_option_suggests_the_right_name(wrong, right):
-    with pytest.raises(ConfigError, match=f"unknown SamplingParams option '{wrong}'. Did you mean '{right}'?"):
-        make(SamplingParams, {wrong: 1})
+    for misspell in (lambda: SamplingParams(**{wrong: 1}), lambda: dataclasses.replace(SamplingParams(), **{wrong: 1})):
+        with pytest.raises(ConfigError) as caught:
+            misspell()
+        assert str(caught.value) == f"unknown SamplingParams option '{wrong}'. Did you mean '{right}'?"
+
+
+def test_notebooks_see_every_option_in_the_signature():
+    fields = dataclasses.fields(SamplingParams)
+    shown = inspect.signature(SamplingParams).parameters
+    assert {name: option.default for name, option in shown.items()} == {f.name: f.default for f in fields}
+    assert SamplingParams.__doc__.startswith("How to choose tokens")
 
 
 def test_options_cannot_be_changed_afterwards():

@@ -63,14 +63,14 @@ def check_request(output, request: Request) -> None:
                 assert table[prompt[position]].logprob == score(prompt[:position], prompt[position], 0).logprob
 
 
-def soak(num_requests: int, seed: int, **options) -> None:
-    """Requests arrive in bursts, some are aborted at some time."""
+def soak(num_requests: int, seed: int, *, failing: float = 0.0, **options) -> None:
+    """Requests arrive in bursts, some are aborted at some time; a share `failing` of the steps fails on the device."""
     rng = random.Random(seed)
     rig = make_engine(max_model_len=MAX_MODEL_LEN, **options)
     prefixes = [[rng.randrange(1, VOCAB_SIZE) for _ in range(30)] for _ in range(4)]
     requests = [random_request(rng, f"r{i}", prefixes) for i in range(num_requests)]
     todo, alive = list(reversed(requests)), list[str]()
-    outputs, texts, aborted = {}, {}, set()
+    outputs, texts, cut_short = {}, {}, set()
 
     def take(events) -> None:
         for event in events:
@@ -78,6 +78,10 @@ def soak(num_requests: int, seed: int, **options) -> None:
             key = event.request_id, event.index
             texts.setdefault(key, []).append(event.text)
             assert not event.output.finished or event.request_id in alive
+            if event.finish_reason == "error":
+                assert failing
+                assert event.output.error
+                cut_short.add(event.request_id)
             if event.output.finished and all(o.finish_reason for o in event.output.outputs):
                 finished.add(event.request_id)
 
@@ -91,9 +95,11 @@ def soak(num_requests: int, seed: int, **options) -> None:
         if alive and rng.random() < 0.02:
             victim = rng.choice(alive)
             if victim not in finished:
-                aborted.add(victim)
+                cut_short.add(victim)
             take(rig.engine.abort(victim))
             rig.scheduler.check()
+        if rng.random() < failing:
+            rig.executor.fail_next = rng.choice(("dispatch", "collect"))
         take(rig.step())
         if not todo and not rig.engine.has_work:
             break
@@ -103,8 +109,9 @@ def soak(num_requests: int, seed: int, **options) -> None:
         output = outputs[request.request_id]
         for answer in output.outputs:
             assert "".join(texts[request.request_id, answer.index]) == answer.text
-        if request.request_id not in aborted:
+        if request.request_id not in cut_short:
             check_request(output, request)
+    assert len(cut_short) < num_requests / 2, "hardly an answer was looked at"
     if options["num_blocks"] <= 20:
         assert rig.scheduler.counters.preemptions > 10, "the pool was not small enough to mean anything"
 
@@ -117,6 +124,8 @@ CASES = [
     TIGHT | {"caching": False},
     TIGHT | {"chunked": False, "budget": 64},
     TIGHT | {"num_slots": 4, "budget": 8},
+    TIGHT | {"failing": 0.02},
+    TIGHT | {"failing": 0.02, "overlap": False},
     {"num_blocks": 200, "block_size": 8, "num_slots": 16, "budget": 48},
 ]
 
@@ -125,7 +134,7 @@ CASES = [
     "options", CASES, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items() if TIGHT.get(k) != v)
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_answers_do_not_depend_on_company_preemption_or_aborts(options, seed):
+def test_answers_do_not_depend_on_company_preemption_aborts_or_failures(options, seed):
     soak(200, seed, **options)
 
 
@@ -134,5 +143,5 @@ def test_answers_do_not_depend_on_company_preemption_or_aborts(options, seed):
     "options", CASES, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items() if TIGHT.get(k) != v)
 )
 @pytest.mark.parametrize("seed", range(100, 104))
-def test_answers_do_not_depend_on_company_preemption_or_aborts_for_long(options, seed):
+def test_answers_do_not_depend_on_company_preemption_aborts_or_failures_for_long(options, seed):
     soak(2000, seed, **options)

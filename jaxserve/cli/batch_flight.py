@@ -1,22 +1,20 @@
 """Many jobs in the engine at once: whenever one is done, the next is started."""
 
-# pyright: reportPrivateUsage=false
-# `LLM` offers calls that return when everything is done; here answers must be written one by one, as they come.
-
 import dataclasses
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.batch_answer import body_of
 from jaxserve.cli.batch_body import Job
 from jaxserve.cli.batch_schema import LineError
-from jaxserve.errors import JaxserveError
+from jaxserve.errors import DeviceError, JaxserveError, RequestError
 from jaxserve.request import SamplingParams, Task
 
 if TYPE_CHECKING:
     from jaxserve.llm import LLM
     from jaxserve.output import RequestOutput
+    from jaxserve.tokenizer import Tokenizer
 
 Answer = tuple[int, str | None, dict[str, Any] | LineError]  # line number, custom_id, body or what is wrong
 
@@ -41,17 +39,20 @@ class Flight:
         self._running: dict[str, tuple[Started, int]] = {}  # request id -> job, and which of its prompts
 
     def answers(self) -> Generator[Answer, None, None]:
-        """Answers as they are ready. Closing the iterator takes back what is still running."""
+        """Answers as they are ready. Closing the iterator takes back what is still running.
+
+        Raises:
+          DeviceError: a step failed. What it cost is not answered, so that another run answers it.
+        """
         try:
             yield from self._refill()
             while self._running:
-                for event in self._llm._engine.step():
+                for event in self._llm.step():
                     if event.output.finished and event.request_id in self._running:
                         yield from self._land(event.request_id, event.output)
                 yield from self._refill()
         finally:
-            for request_id in self._running:
-                self._llm._engine.abort(request_id)
+            self._abort(self._running)
 
     def _refill(self) -> Iterator[Answer]:
         """Start jobs while there is room; jobs that cannot start are answered at once."""
@@ -65,28 +66,50 @@ class Flight:
                 yield number, custom_id, job
 
     def _start(self, number: int, custom_id: str | None, job: Job) -> LineError | None:
-        """Hand all prompts of a job to the engine, or none of them."""
         try:
-            prompts = [self._llm.chat_prompt(job.messages, **job.template)] if job.messages else job.prompts
-            is_embedding = job.url == "/v1/embeddings"
-            params = SamplingParams(temperature=0.0) if is_embedding else job.params
-            task = Task.EMBED if is_embedding else Task.GENERATE
-            requests = [self._llm._request(prompt, params, task=task) for prompt in prompts]
+            request_ids = self._submit(job)
         except JaxserveError as error:
             return LineError(str(error))
         except Exception as error:  # noqa: BLE001  one line must not stop the others; the trace is for us
             traceback.print_exc()
             return LineError(f"{type(error).__name__}: {error}", code="internal_error", status=500)
-        started = Started(number, custom_id, job, [None] * len(requests))
-        for place, (request, text) in enumerate(requests):
-            self._running[request.request_id] = started, place
-            self._llm._engine.add(request, text)
+        started = Started(number, custom_id, job, [None] * len(request_ids))
+        self._running |= {request_id: (started, place) for place, request_id in enumerate(request_ids)}
         return None
+
+    def _submit(self, job: Job) -> list[str]:
+        """Hand all prompts of a job to the engine, or none of them."""
+        prompts = [self._llm.chat_prompt(job.messages, **job.template)] if job.messages else job.prompts
+        is_embedding = job.url == "/v1/embeddings"
+        params = SamplingParams(temperature=0.0) if is_embedding else job.params
+        task = Task.EMBED if is_embedding else Task.GENERATE
+        request_ids = list[str]()
+        try:
+            for prompt in prompts:
+                request_ids.append(self._llm.submit(prompt, params, task=task))
+        except BaseException:
+            self._abort(request_ids)
+            raise
+        return request_ids
+
+    def _abort(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            self._llm.abort(request_id)
 
     def _land(self, request_id: str, output: "RequestOutput") -> Iterator[Answer]:
         """Note an answered prompt; the job is answered with its last one."""
+        if output.error:
+            raise DeviceError(output.error)
         started, place = self._running.pop(request_id)
         started.outputs[place] = output
         outputs = [each for each in started.outputs if each is not None]
         if len(outputs) == len(started.outputs):
-            yield started.number, started.custom_id, body_of(started.job, outputs, self._llm._built.tokenizer)
+            yield started.number, started.custom_id, body_of(started.job, outputs, tokenizer_of(self._llm))
+
+
+def tokenizer_of(llm: "LLM") -> "Tokenizer | None":
+    """None for a model that only knows token ids."""
+    try:
+        return llm.tokenizer
+    except RequestError:
+        return None

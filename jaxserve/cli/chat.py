@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.options import add_engine_flags, add_sampling_flags, engine_options, sampling_params
-from jaxserve.errors import RequestError
+from jaxserve.errors import JaxserveError
 from jaxserve.model_source import find_model
 from jaxserve.request import SamplingParams
 
@@ -108,7 +108,7 @@ def answer(llm: "LLM", params: SamplingParams, messages: Messages, line: str) ->
             print(event.text, end="", flush=True)
     except KeyboardInterrupt:
         print(" [stopped]", end="")
-    except RequestError as error:
+    except JaxserveError as error:
         print(f"{error} (/reset forgets the conversation)", file=sys.stderr)
         return
     print()

@@ -6,7 +6,11 @@ from jaxserve.step import Capacity, StepPlan, StepResult
 
 
 class Executor(Protocol):
-    """Implementations: `local.LocalExecutor` (devices of this process), fakes in tests."""
+    """Implementations: `local.LocalExecutor` (devices of this process), fakes in tests.
+
+    `dispatch` and `collect` raise DeviceError when a step fails. Then everything that steps have written is lost: steps
+    still under way must not be collected, and the next one dispatched finds an empty pool.
+    """
 
     def capacity(self) -> Capacity:
         """What fits."""

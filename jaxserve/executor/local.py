@@ -1,7 +1,8 @@
 """The executor of this process's devices: owns weights, KV pages and sampler state, and the compiled steps."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from flax import struct
 from tqdm import tqdm
 
 from jaxserve.executor.compiles import count_compiles
+from jaxserve.executor.failure import explain
 from jaxserve.executor.inputs import StepInputs, empty_inputs, make_inputs
 from jaxserve.executor.ladder import Rung, fit
 from jaxserve.models.config import ModelConfig
@@ -62,16 +64,18 @@ class LocalExecutor:
         family: ModelFamily,
         cfg: ModelConfig,
         params: Any,
-        state: DeviceState,
+        empty_state: Callable[[], DeviceState],
         ladder: tuple[Rung, ...],
         *,
         max_model_len: int,
         attention_backend: str | None,
     ):
-        self._cfg, self._params, self._state, self._ladder = cfg, params, state, ladder
+        self._cfg, self._params, self._ladder = cfg, params, ladder
+        self._empty_state = empty_state
+        self._state = empty_state()
         self._max_model_len = max_model_len
-        self._num_slots = state.sampler.last_r.shape[0]
-        self._table_width = -(-max_model_len // state.kv.block_size)
+        self._num_slots = self._state.sampler.last_r.shape[0]
+        self._table_width = -(-max_model_len // self._state.kv.block_size)
         step = partial(run_step, family, cfg, attention_backend)
         self._jitted_step = jax.jit(step, donate_argnums=1)
         self._jitted_copy = jax.jit(_copy, donate_argnums=0)
@@ -108,24 +112,41 @@ class LocalExecutor:
 
     def dispatch(self, plan: StepPlan) -> Pending:
         """Copies, slot starts, then the step itself; returns before the device is done."""
-        compiles = count_compiles()
-        self._copy_blocks(plan.copies)
-        for start in plan.starts:
-            self._start_slot(start)
-        rung = fit(self._ladder, plan.num_tokens, len(plan.rows))
-        inputs = make_inputs(
-            plan,
-            rung,
-            table_width=self._table_width,
-            num_slots=self._num_slots,
-            vocab_size=self._cfg.vocab_size,
-        )
-        outputs, self._state = self._compiled[rung](self._params, self._state, inputs)
-        self.num_late_compiles += count_compiles() - compiles
+        with self._losing_state_on_failure(plan):
+            if self._state.kv.pages_pk2bh.is_deleted():  # by a step that failed
+                self._state = self._empty_state()
+            compiles = count_compiles()
+            self._copy_blocks(plan.copies)
+            for start in plan.starts:
+                self._start_slot(start)
+            rung = fit(self._ladder, plan.num_tokens, len(plan.rows))
+            inputs = make_inputs(
+                plan,
+                rung,
+                table_width=self._table_width,
+                num_slots=self._num_slots,
+                vocab_size=self._cfg.vocab_size,
+            )
+            outputs, self._state = self._compiled[rung](self._params, self._state, inputs)
+            self.num_late_compiles += count_compiles() - compiles
         return Pending(plan, rung, outputs)
 
     def collect(self, pending: Pending) -> StepResult:
         """Fetch a step's tokens, and what else its rows asked for."""
+        with self._losing_state_on_failure(pending.plan):
+            return self._fetch_result(pending)
+
+    @contextlib.contextmanager
+    def _losing_state_on_failure(self, plan: StepPlan) -> Iterator[None]:
+        """Turn any failure into a DeviceError. The state was donated to the step, so none of it can be trusted after."""
+        try:
+            yield
+        except Exception as error:  # the device, its driver or XLA may raise anything
+            for array in jax.tree.leaves(self._state):
+                array.delete()
+            raise explain(error, plan) from error
+
+    def _fetch_result(self, pending: Pending) -> StepResult:
         rows, outputs = pending.plan.rows, pending.outputs
         tokens = np.asarray(outputs.token_s).tolist()
         wants_logprobs = any(row.samples and row.params.logprobs is not None for row in rows)

@@ -63,17 +63,26 @@ class KVStore:
         return self._tables[seq_id].blocks
 
     def open(self, seq_id: str, tokens: Sequence[int], namespace: str = "", *, limit: int) -> int:
-        """Start a table with the longest cached prefix of `tokens`, at most `limit` tokens; returns its length."""
+        """Start a table with the longest cached prefix of `tokens`, at most `limit` tokens; returns its length.
+
+        Not yet a use of that prefix, since the sequence may have to wait: see `touch`.
+        """
         if seq_id in self._tables:
             raise AssertionError(f"{seq_id} already has a table")
         table = self._tables[seq_id] = _Table(namespace)
         for node in self._tree.match(namespace, tokens, min(limit, len(tokens))) if self._caching else ():
             self._hold(node.block)
-            self._touch(node)
             table.blocks.append(node.block)
             table.tail = node
         table.num_registered = len(table.blocks)
         return len(table.blocks) * self.block_size
+
+    def touch(self, seq_id: str) -> None:
+        """Count a use of the cached blocks that a table holds, for eviction orders."""
+        table = self._tables[seq_id]
+        for node in map(self._tree.node_of, table.blocks[: table.num_registered]):
+            assert node is not None
+            self._touch(node)
 
     def grow(self, seq_id: str, num_tokens: int) -> bool:
         """Make the table long enough for `num_tokens` tokens. All or nothing: False leaves everything as it was."""

@@ -64,6 +64,11 @@ class Scheduler:
         """Sequences with blocks."""
         return len(self._running)
 
+    @property
+    def running_ids(self) -> list[str]:
+        """Which sequences have blocks, in order of admission."""
+        return [sequence.seq_id for sequence in self._running]
+
     def add(self, sequence: Sequence, now_s: float) -> None:
         """Put a new sequence in the waiting queue. It must fit the pool alone (the caller has checked)."""
         self._sequences[sequence.seq_id] = sequence
@@ -194,6 +199,7 @@ class Scheduler:
         if self._running and self._missing_blocks(sequence) + self._promised() > self.store.num_available:
             self.store.release(sequence.seq_id)
             return False
+        self.store.touch(sequence.seq_id)
         draft.copies.extend(copies)
         sequence.num_computed = cached
         sequence.num_cached = max(sequence.num_cached, min(cached, sequence.num_prompt))

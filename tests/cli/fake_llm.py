@@ -6,11 +6,10 @@ It has what the command line uses of `LLM`, and the same rules: prompts above 10
 
 import dataclasses
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 
-from jaxserve.config import EngineConfig, make
+from jaxserve.config import EngineConfig
 from jaxserve.errors import RequestError
 from jaxserve.output import CompletionOutput, Event, Logprob, RequestMetrics, RequestOutput
 from jaxserve.request import Request, SamplingParams, Task
@@ -92,11 +91,10 @@ class FakeLLM:
 
     def __init__(self, model, **options):
         self.model = model
-        self.config = make(EngineConfig, options)
+        self.config = EngineConfig(**options)
         self._engine = FakeEngine(self.config.max_num_seqs)
-        self._built = SimpleNamespace(tokenizer=ByteTokenizer())
         self._ids = itertools.count()
-        self.tokenizer = self._built.tokenizer
+        self.tokenizer = ByteTokenizer()
         FakeLLM.last = self
 
     def _request(self, prompt, params, *, task=Task.GENERATE):
@@ -113,6 +111,17 @@ class FakeLLM:
     def chat_prompt(self, messages, **variables):
         text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
         return {"prompt": text, "prompt_token_ids": self.tokenizer.encode(text)}
+
+    def submit(self, prompt, params=None, *, task=Task.GENERATE):
+        request, text = self._request(prompt, params or SamplingParams(), task=task)
+        self._engine.add(request, text)
+        return request.request_id
+
+    def step(self):
+        return list(self._engine.step())
+
+    def abort(self, request_id):
+        self._engine.abort(request_id)
 
     def stream_events(self, prompt, params=None):
         request, text = self._request(prompt, params or SamplingParams())

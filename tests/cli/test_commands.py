@@ -6,6 +6,7 @@ import json
 import pytest
 
 from jaxserve.cli import chat
+from jaxserve.errors import DeviceError
 from jaxserve.request import SamplingParams
 
 
@@ -105,6 +106,19 @@ def test_chat_survives_mistakes_and_interrupts(fake_llm, checkpoint, capsys, mon
     assert captured.out.strip().endswith("<USER>HI")
     assert "no command /nonsense" in captured.err
     assert "the prompt has 206 tokens (/reset forgets the conversation)" in captured.err
+
+
+def test_a_failed_step_does_not_end_the_chat(fake_llm, checkpoint, capsys, monkeypatch):
+    llm = fake_llm(checkpoint)
+    monkeypatch.setattr(llm, "stream_events", failing)
+    messages = []
+    chat.answer(llm, SamplingParams(max_tokens=None), messages, "hi")
+    assert messages == []
+    assert "out of memory (/reset forgets the conversation)" in capsys.readouterr().err
+
+
+def failing(prompt, params):
+    raise DeviceError("out of memory")
 
 
 def test_an_interrupted_answer_stays_in_the_conversation(fake_llm, checkpoint, capsys, monkeypatch):

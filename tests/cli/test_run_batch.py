@@ -181,6 +181,32 @@ def test_a_failing_engine_loses_no_finished_answer(batch, monkeypatch):
     assert set(by_id(batch(lines, *options))) == {f"id-{number}" for number in range(20)}
 
 
+def test_a_failed_step_ends_the_run_and_what_it_cost_is_answered_by_the_next(batch, monkeypatch):
+    lines = [line(f"id-{number}") for number in range(20)]
+    step = FakeEngine.step
+
+    def failing(self):
+        events = step(self)
+        if self.num_steps == 9:
+            for event in events:
+                event.output.error, event.output.finished = "out of memory", True
+        return events
+
+    monkeypatch.setattr(FakeEngine, "step", failing)
+    first = batch(lines, "--max-num-seqs", "4")
+    assert (batch.done.code, len(first)) == (2, 8)
+    assert "jaxserve: out of memory" in batch.done.err
+    monkeypatch.setattr(FakeEngine, "step", step)
+    assert set(by_id(batch(lines, "--max-num-seqs", "4"))) == {f"id-{number}" for number in range(20)}
+
+
+def test_a_job_of_which_one_prompt_is_refused_starts_none(batch, fake_llm):
+    results = by_id(batch([line("bad", prompt=[[97], [1] * 101]), line("good")]))
+    assert results["bad"]["error"]["code"] == "invalid_request"
+    assert body_of(results["good"])["choices"][0]["text"] == "GOOD"
+    assert fake_llm.last._engine.aborted == ["r0"]
+
+
 def test_an_interrupt_says_how_to_go_on(batch, monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt

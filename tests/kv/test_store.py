@@ -3,7 +3,7 @@
 import pytest
 
 from jaxserve.errors import InvariantError
-from jaxserve.kv.evict import least_frequently_used
+from jaxserve.kv.evict import least_frequently_used, least_recently_used
 from jaxserve.kv.store import KVStore
 from jaxserve.step import BlockCopy
 
@@ -17,6 +17,7 @@ def make(num_blocks: int = 16, **options) -> KVStore:
 def compute(store: KVStore, seq_id: str, tokens: list[int], namespace: str = "") -> int:
     """Open, grow and register a whole sequence; returns how much of it was cached."""
     cached = store.open(seq_id, tokens, namespace, limit=len(tokens))
+    store.touch(seq_id)
     assert store.grow(seq_id, len(tokens))
     store.register(seq_id, tokens)
     store.check()
@@ -34,6 +35,7 @@ def fill(store: KVStore, *sequences: list[int]) -> None:
 def cached(store: KVStore, tokens: list[int], namespace: str = "") -> int:
     """How much of `tokens` is cached. Counts as a use."""
     found = store.open("probe", tokens, namespace, limit=len(tokens))
+    store.touch("probe")
     store.release("probe")
     return found
 
@@ -146,6 +148,20 @@ def test_eviction_by_frequency_keeps_what_is_used_often():
     store.check()
     assert cached(store, B) == 0
     assert cached(store, A) == 16
+
+
+@pytest.mark.parametrize("order", [least_recently_used, least_frequently_used])
+def test_a_match_that_is_given_back_untouched_is_no_use(order):
+    store = make(8, order=order)
+    fill(store, A, B)
+    cached(store, B)
+    for _ in range(99):  # an admission that fails, step after step
+        store.open("waits", A, limit=16)
+        store.release("waits")
+        store.check()
+    store.open("new", [], limit=0)
+    assert store.grow("new", 16)
+    assert (cached(store, A), cached(store, B)) == (0, 16)
 
 
 def test_blocks_of_a_sequence_are_never_evicted():

@@ -25,11 +25,13 @@ class StoreWalk(RuleBasedStateMachine):
     def pick(self, data):
         return data.draw(st.sampled_from(sorted(self.known)))
 
-    @rule(tokens=TOKENS, namespace=st.sampled_from(("", "other")), limit=st.integers(0, 14))
-    def open(self, tokens, namespace, limit):
+    @rule(tokens=TOKENS, namespace=st.sampled_from(("", "other")), limit=st.integers(0, 14), touches=st.booleans())
+    def open(self, tokens, namespace, limit, touches):
         self.count += 1
         name = f"s{self.count}"
         found = self.store.open(name, tokens, namespace, limit=limit)
+        if touches:
+            self.store.touch(name)
         assert found <= min(limit, len(tokens))
         assert found % BLOCK == 0
         assert len(self.store.table(name)) * BLOCK == found

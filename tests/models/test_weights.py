@@ -1,6 +1,7 @@
 """Loading: equal arrays however they are stored, and one clear sentence for every damaged or hostile folder."""
 
 import json
+import re
 import struct
 
 import jax
@@ -18,6 +19,7 @@ from tests.models.toy import CASES, make_tensors, write_case
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 GATE = "model.layers.1.mlp.gate_proj.weight"
 
 
@@ -169,10 +171,32 @@ def test_an_unknown_tensor_is_named_and_known_leftovers_are_not(tmp_path):
     refused(folder, r"1 tensors are not known to this architecture, first model\.layers\.0\.self_attn\.q_proj\.bias")
 
 
-@pytest.mark.parametrize("shape", [(64, 96), (96, 65), (96, 64, 1), (48, 128), (), (0,)])
-def test_a_wrong_shape_is_named_even_when_its_size_is_right(tmp_path, shape):
-    folder = edit(write_case(tmp_path, "llama3"), **{GATE.replace(".", "__"): np.zeros(shape, np.float32)})
-    refused(folder, f"{GATE} has shape .* but config.json asks for")
+@pytest.mark.parametrize(
+    ("name", "expected", "shape"),
+    [
+        (GATE, [96, 64], (64, 96)),
+        (GATE, [96, 64], (96 * 64,)),
+        (GATE, [96, 64], (96, 65)),
+        (GATE, [96, 64], (96, 64, 1)),
+        (GATE, [96, 64], (48, 128)),
+        (GATE, [96, 64], ()),
+        (GATE, [96, 64], (0,)),
+        (K_PROJ, [32, 64], (64, 32)),
+        (K_PROJ, [32, 64], (2, 16, 64)),
+        (K_PROJ, [32, 64], (2048,)),
+        ("model.layers.0.self_attn.o_proj.weight", [64, 64], (64, 4, 16)),
+        ("model.layers.0.mlp.down_proj.weight", [64, 96], (96, 64)),
+        ("model.layers.0.self_attn.k_proj.bias", [32], (2, 16)),
+        ("model.layers.0.self_attn.q_proj.bias", [64], (1, 64)),
+        ("model.layers.0.mlp.gate_proj.bias", [96], (96, 1)),
+        ("model.norm.weight", [64], (64, 1)),
+        ("model.embed_tokens.weight", [160, 64], (64, 160)),
+        ("lm_head.weight", [160, 64], (160 * 64,)),
+    ],
+)
+def test_a_wrong_shape_is_named_even_when_its_size_is_right(tmp_path, name, expected, shape):
+    folder = edit(write_case(tmp_path, "llama_bias"), **{name.replace(".", "__"): np.zeros(shape, np.float32)})
+    refused(folder, re.escape(f"{name} has shape {list(shape)}, but config.json asks for {expected}"))
 
 
 def test_a_config_of_another_size_is_refused_before_anything_is_allocated(tmp_path):

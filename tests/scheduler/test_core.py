@@ -200,6 +200,24 @@ def test_a_prompt_of_the_longest_length_can_be_scored():
     assert all(output.prompt_logprobs[1:])
 
 
+def test_waiting_for_room_is_no_use_of_a_cached_prefix():
+    rig = make_engine(num_blocks=9, max_model_len=36)
+    prefix = list(range(1, 9))
+    rig.run(ask("before", [*prefix, 9], max_tokens=1))
+    (uses,) = {node.num_uses for node in rig.store._tree.nodes()}
+    rig.engine.add(ask("runs", [10] * 16, max_tokens=12, min_tokens=12))
+    rig.step()
+    rig.engine.add(ask("waits", [*prefix, *[11] * 12], max_tokens=1))
+    steps_waited = 0
+    while rig.scheduler.num_waiting:
+        assert [node.num_uses for node in rig.store._tree.match("", prefix, 8)] == [uses, uses]
+        steps_waited += 1
+        rig.step()
+    assert steps_waited > 5
+    assert [node.num_uses for node in rig.store._tree.match("", prefix, 8)] == [uses + 1, uses + 1]
+    rig.run()
+
+
 @pytest.mark.parametrize("options", [{}, {"num_blocks": 17}, {"policy": "priority", "num_blocks": 17}])
 def test_the_same_inputs_give_the_same_plans(options):
     plans = []
