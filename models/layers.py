@@ -4,33 +4,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-_FEW_ROWS = 128  # up to so many float32 rows, the weight is better the left factor on CPU
+from jaxserve.pallas_kernels.matmul.op import matmul
 
 
 def linear(x_ti: Float[Array, "t i"], w_oi: Float[Array, "o i"], bias_o: Float[Array, " o"] | None = None) -> jax.Array:
     """`x @ w.T + bias`, accumulated in float32, returned in the input's dtype. Weights are kept `[out, in]`."""
-    out_to = matmul_f32(x_ti, w_oi)
+    out_to = matmul(x_ti, w_oi)
     if bias_o is not None:
         out_to = out_to + bias_o.astype(jnp.float32)[None, :]
     return out_to.astype(x_ti.dtype)
-
-
-def matmul_f32(x_ti: Float[Array, "t i"], w_oi: Float[Array, "o i"]) -> Float[Array, "t o"]:
-    """`x @ w.T` as float32, asked for in the way that is fast on the device at hand."""
-    num_rows = x_ti.shape[0]
-    if jax.default_backend() == "cpu" and x_ti.dtype != jnp.float32 and num_rows == 1:
-        # One narrow-float row: XLA has no kernel for it, and would first convert the whole weight to float32
-        # (13 ms against 1 ms for a 9728 x 896 bfloat16 weight).
-        return _times_transposed(jnp.concatenate([x_ti, x_ti]), w_oi)[:1]
-    if jax.default_backend() == "cpu" and x_ti.dtype == jnp.float32 and 1 < num_rows <= _FEW_ROWS:
-        # A few float32 rows: XLA packs the right factor on every call, so that is better the small one (8 rows: 1.4 ms
-        # against 2.7 ms). Without the barrier it would put the transposition back into the product.
-        return jax.lax.optimization_barrier(_times_transposed(w_oi, x_ti)).T
-    return _times_transposed(x_ti, w_oi)
-
-
-def _times_transposed(a_mi: jax.Array, b_ni: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(a_mi, b_ni, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def rms_norm(x: Float[Array, "*rest e"], weight_e: Float[Array, " e"], eps: float) -> Float[Array, "*rest e"]:

@@ -15,9 +15,10 @@ from jaxserve.models.attention import attention_block
 from jaxserve.models.batch import TokenBatch, positions
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import KVPages
-from jaxserve.models.layers import embed, linear, matmul_f32, rms_norm, swiglu
+from jaxserve.models.layers import embed, linear, rms_norm, swiglu
 from jaxserve.models.rope import cos_sin
 from jaxserve.models.spec import Part, WeightSpec
+from jaxserve.pallas_kernels.matmul.op import matmul
 
 T = TypeVar("T")  # what the tree holds: jax.Array, WeightSpec, a sharding, ...
 
@@ -91,7 +92,7 @@ def _rotation(batch: TokenBatch[jax.Array], cfg: ModelConfig) -> tuple[jax.Array
 def logits(params: Params[jax.Array], hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
     """Next-token logits of the chosen hidden states, float32."""
     with jax.named_scope("head"):
-        return matmul_f32(hidden_se, params.embed_ve if params.head_ve is None else params.head_ve)
+        return matmul(hidden_se, params.embed_ve if params.head_ve is None else params.head_ve)
 
 
 def _mlp(layer: Layer[jax.Array], x_te: Float[Array, "t e"]) -> Float[Array, "t e"]:

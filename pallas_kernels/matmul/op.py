@@ -1,0 +1,27 @@
+"""The product of activations with a weight kept `[out, in]`: most of the arithmetic of a decoder."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxserve.pallas_kernels.dispatch import dispatch
+from jaxserve.pallas_kernels.matmul import cpu, ref, xla
+
+IMPLEMENTATIONS = {"cpu": cpu.matmul, "xla": xla.matmul, "ref": ref.matmul}
+
+
+def matmul(x_ti: Float[Array, "t i"], w_oi: Float[Array, "o i"], *, impl: str | None = None) -> Float[Array, "t o"]:
+    """`x @ w.T`, summed in float32 and returned so.
+
+    Args:
+      x_ti, w_oi: of the same dtype.
+      impl: "cpu" (our own, bfloat16 with AVX-512), "xla", "ref", or None for the first that takes the case (static).
+    """
+    return dispatch("matmul", IMPLEMENTATIONS, impl, x_ti, w_oi)
+
+
+def chosen(dtype: jnp.dtype) -> str:
+    """The name of the implementation that large weights of a type take."""
+    return "cpu" if dtype == jnp.bfloat16 and not cpu.refusal() else "xla"
+
+
+__all__ = ["IMPLEMENTATIONS", "chosen", "matmul"]

@@ -1,0 +1,28 @@
+"""XLA's own product. On CPU it has slow cases, which are asked for in another way."""
+
+import jax
+import jax.numpy as jnp
+
+_FEW_ROWS = 128  # up to so many float32 rows, w is better the left factor
+
+
+def matmul(x_ti, w_oi):
+    """See `op.matmul`."""
+    return jax.lax.platform_dependent(x_ti, w_oi, cpu=_on_cpu, default=_product)
+
+
+def _on_cpu(x_ti, w_oi):
+    num_rows = x_ti.shape[0]
+    if x_ti.dtype != jnp.float32 and num_rows == 1:
+        # XLA has no kernel for one narrow-float row, and would first convert the whole weight to float32 (13 ms against
+        # 1 ms for a 9728 x 896 bfloat16 weight).
+        return _product(jnp.concatenate([x_ti, x_ti]), w_oi)[:1]
+    if x_ti.dtype == jnp.float32 and 1 < num_rows <= _FEW_ROWS:
+        # XLA packs the right factor on every call, so that is better the small one (8 rows: 1.4 ms against 2.7 ms).
+        # Without the barrier it would move the transposition into the product, and be back where it was.
+        return jax.lax.optimization_barrier(_product(w_oi, x_ti)).T
+    return _product(x_ti, w_oi)
+
+
+def _product(a_mi, b_ni):
+    return jax.lax.dot_general(a_mi, b_ni, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxserve.pallas_kernels.matmul import cpu, op
+
+SHAPES = [(1, 8, 4), (1, 1030, 896), (2, 515, 514), (5, 64, 8192), (6, 1024, 256), (7, 4097, 65), (33, 131, 2048)]
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """Our own product, compiled; skips where the machine cannot."""
+    cpu.enable(tmp_path_factory.mktemp("native"))
+    if reason := cpu.refusal():
+        cpu.enable(None)
+        pytest.skip(reason)
+    yield
+    cpu.enable(None)
+
+
+@pytest.fixture
+def small_weights(monkeypatch):
+    monkeypatch.setattr(cpu, "_MIN_WEIGHTS", 0)
+
+
+def factors(shape, dtype):
+    tokens, rows, size = shape
+    rng = np.random.default_rng(tokens * rows)
+    return jnp.asarray(rng.standard_normal((tokens, size)), dtype), jnp.asarray(
+        rng.standard_normal((rows, size)), dtype
+    )
+
+
+def assert_close(got, x_ti, w_oi):
+    want = np.asarray(x_ti, np.float64) @ np.asarray(w_oi, np.float64).T
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=3e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("impl", ["xla", "ref"])
+def test_equals_numpy(impl, shape, dtype):
+    x_ti, w_oi = factors(shape, dtype)
+    assert_close(jax.jit(op.matmul, static_argnames="impl")(x_ti, w_oi, impl=impl), x_ti, w_oi)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_our_own_product_equals_numpy(shape, native, small_weights):
+    x_ti, w_oi = factors(shape, jnp.bfloat16)
+    assert_close(jax.jit(op.matmul, static_argnames="impl")(x_ti, w_oi, impl="cpu"), x_ti, w_oi)
+
+
+def test_our_own_product_reads_no_more_than_its_factors(native, small_weights):
+    x_ti, w_oi = factors((3, 70, 45), jnp.bfloat16)
+    x_around = jnp.full((5, 45), jnp.nan, jnp.bfloat16).at[1:4].set(x_ti)
+    w_around = jnp.full((72, 45), jnp.nan, jnp.bfloat16).at[1:71].set(w_oi)
+    got = jax.jit(lambda x, w: op.matmul(x[1:4], w[1:71], impl="cpu"))(x_around, w_around)
+    assert_close(got, x_ti, w_oi)
+
+
+def test_products_at_the_same_time_do_not_mix(native, small_weights):
+    pairs = [factors((3, 400 + i, 64), jnp.bfloat16) for i in range(20)]
+    results = jax.jit(lambda pairs: [op.matmul(x, w, impl="cpu") for x, w in pairs])(pairs)
+    for got, (x_ti, w_oi) in zip(results, pairs, strict=True):
+        assert_close(got, x_ti, w_oi)
+
+
+def test_what_our_own_product_refuses(native):
+    x_ti, w_oi = factors((2, 4, 8), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match="at least"):
+        op.matmul(x_ti, w_oi, impl="cpu")
+    with pytest.raises(NotImplementedError, match="only bfloat16"):
+        op.matmul(x_ti.astype(jnp.float32), w_oi.astype(jnp.float32), impl="cpu")
+    assert op.chosen(jnp.dtype(jnp.bfloat16)) == "cpu"
+    assert op.chosen(jnp.dtype(jnp.float32)) == "xla"
+
+
+def test_without_a_compiler_the_product_is_xlas(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match="no C\\+\\+ compiler"):
+        cpu._compile(None, tmp_path)
+    monkeypatch.setattr(cpu, "refusal", lambda: "there is no C++ compiler")
+    assert op.chosen(jnp.dtype(jnp.bfloat16)) == "xla"
+    x_ti, w_oi = factors((2, 600, 512), jnp.bfloat16)
+    assert_close(op.matmul(x_ti, w_oi), x_ti, w_oi)
+
+
+def test_a_compiler_that_fails_says_why(tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no such header >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(OSError, match="no such header"):
+        cpu._compile(str(broken), tmp_path / "native")
+    assert not list((tmp_path / "native").iterdir())
+
+
+def test_the_product_is_refused_until_enabled():
+    cpu.enable(None)
+    assert cpu.refusal() == "not enabled"
