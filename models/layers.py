@@ -9,10 +9,9 @@ from jaxserve.pallas_kernels.matmul.op import matmul
 
 def linear(x_ti: Float[Array, "t i"], w_oi: Float[Array, "o i"], bias_o: Float[Array, " o"] | None = None) -> jax.Array:
     """`x @ w.T + bias`, accumulated in float32, returned in the input's dtype. Weights are kept `[out, in]`."""
-    out_to = matmul(x_ti, w_oi)
-    if bias_o is not None:
-        out_to = out_to + bias_o.astype(jnp.float32)[None, :]
-    return out_to.astype(x_ti.dtype)
+    if bias_o is None:
+        return matmul(x_ti, w_oi, x_ti.dtype)
+    return (matmul(x_ti, w_oi) + bias_o.astype(jnp.float32)[None, :]).astype(x_ti.dtype)
 
 
 def rms_norm(x: Float[Array, "*rest e"], weight_e: Float[Array, " e"], eps: float) -> Float[Array, "*rest e"]:

@@ -395,5 +395,6 @@ def test_metrics_tell_what_runs(llm: LLM):
     assert start <= output.metrics.arrival_s <= output.metrics.first_token_s <= output.metrics.finished_s
     metrics = llm.metrics()
     assert metrics["attention_backend"] == "xla"
+    assert metrics["matmul_backend"] == "xla"  # ours is for bfloat16
     assert metrics["backend"] == "cpu"
     assert metrics["num_kv_blocks"] == 128

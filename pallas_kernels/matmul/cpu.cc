@@ -1,4 +1,4 @@
-// x [t, i] times the transpose of w [o, i], both bfloat16, summed in float32.
+// x [t, i] times the transpose of w [o, i], both bfloat16, summed in float32 and returned as float32 or rounded to bfloat16.
 //
 // XLA's own product on CPU repacks w on every call, which for few rows of x takes longer than reading it. Here a tile
 // keeps the dot products of a few rows of w with a few rows of x in registers, each as 16 partial sums, and walks along i
@@ -23,10 +23,11 @@ constexpr int64_t kLanes = 32;       // bfloat16 values in a register
 constexpr int64_t kChunk = 64;       // rows of w that a thread takes at a time
 constexpr int64_t kPrefetch = 4096;  // values ahead; what the hardware fetches by itself ends at the next page
 
+template <typename Out>
 struct Product {
   const uint16_t* x;  // [num_tokens, size]
   const uint16_t* w;  // [num_rows, size]
-  float* out;         // [num_tokens, num_rows]
+  Out* out;           // [num_tokens, num_rows]; float, or bfloat16 as uint16_t
   int64_t num_tokens, num_rows, size;
   std::atomic<int64_t> next_row{0};
   std::atomic<int64_t> num_done{0};
@@ -57,8 +58,15 @@ inline __m128 Totals(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-template <int64_t W, int64_t X>
-void Tile(const Product& p, int64_t row, int64_t token) {
+inline void Store(float* out, __m128 four) { _mm_storeu_ps(out, four); }
+inline void Store(uint16_t* out, __m128 four) { _mm_storel_epi64((__m128i*)out, (__m128i)_mm_cvtneps_pbh(four)); }
+inline void StoreOne(float* out, float one) { *out = one; }
+inline void StoreOne(uint16_t* out, float one) {
+  *out = _mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(one)), 0);
+}
+
+template <int64_t W, int64_t X, typename Out>
+void Tile(const Product<Out>& p, int64_t row, int64_t token) {
   __m512 sums[W][X];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < W; ++i)
@@ -73,19 +81,19 @@ void Tile(const Product& p, int64_t row, int64_t token) {
     const __mmask32 mask = (__mmask32{1} << tail) - 1;
     Step(sums, w + whole, x + whole, p.size, [mask](const uint16_t* a) { return _mm512_maskz_loadu_epi16(mask, a); });
   }
-  float* out = p.out + token * p.num_rows + row;
+  Out* out = p.out + token * p.num_rows + row;
 #pragma GCC unroll 8
   for (int64_t j = 0; j < X; ++j) {
     if constexpr (W == kRows) {
-      _mm_storeu_ps(out + j * p.num_rows, Totals(sums[0][j], sums[1][j], sums[2][j], sums[3][j]));
+      Store(out + j * p.num_rows, Totals(sums[0][j], sums[1][j], sums[2][j], sums[3][j]));
     } else {
-      out[j * p.num_rows] = _mm512_reduce_add_ps(sums[0][j]);
+      StoreOne(out + j * p.num_rows, _mm512_reduce_add_ps(sums[0][j]));
     }
   }
 }
 
-template <int64_t W>
-void TilesOfRows(const Product& p, int64_t row) {
+template <int64_t W, typename Out>
+void TilesOfRows(const Product<Out>& p, int64_t row) {
   int64_t token = 0;
   for (; token + kTokens <= p.num_tokens; token += kTokens) Tile<W, kTokens>(p, row, token);
   switch (p.num_tokens - token) {
@@ -97,7 +105,8 @@ void TilesOfRows(const Product& p, int64_t row) {
   }
 }
 
-void Work(Product& p) {
+template <typename Out>
+void Work(Product<Out>& p) {
   for (;;) {
     const int64_t begin = p.next_row.fetch_add(kChunk);
     if (begin >= p.num_rows) return;
@@ -109,12 +118,13 @@ void Work(Product& p) {
   }
 }
 
-ffi::Error Run(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w, ffi::ResultBuffer<ffi::F32> out) {
+template <typename Out, ffi::DataType kOut>
+ffi::Error Run(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w, ffi::ResultBuffer<kOut> out) {
   // Shared: a helper may wake up after this call has returned. It finds no row left then, and touches no buffer.
-  auto p = std::make_shared<Product>();
+  auto p = std::make_shared<Product<Out>>();
   p->x = static_cast<const uint16_t*>(x.untyped_data());
   p->w = static_cast<const uint16_t*>(w.untyped_data());
-  p->out = out->typed_data();
+  p->out = static_cast<Out*>(out->untyped_data());
   p->num_tokens = x.dimensions()[0];
   p->num_rows = w.dimensions()[0];
   p->size = w.dimensions()[1];
@@ -125,14 +135,19 @@ ffi::Error Run(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::
   return ffi::Error::Success();
 }
 
+template <ffi::DataType kOut>
+auto Binding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<ffi::Buffer<ffi::BF16>>()
+      .Arg<ffi::Buffer<ffi::BF16>>()
+      .template Ret<ffi::Buffer<kOut>>();
+}
+
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MatmulBFloat16, Run,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::BF16>>()
-                                  .Arg<ffi::Buffer<ffi::BF16>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MatmulToFloat32, (Run<float, ffi::F32>), Binding<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MatmulToBFloat16, (Run<uint16_t, ffi::BF16>), Binding<ffi::BF16>());
 
 // Whether this processor has the instructions that the file is compiled for.
 extern "C" bool IsSupported() {

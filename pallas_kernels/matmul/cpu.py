@@ -5,6 +5,7 @@ Where there is no compiler or the processor lacks the instructions it refuses, a
 """
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -23,7 +24,7 @@ from jaxserve.pallas_kernels.matmul import xla
 _SOURCE = Path(__file__).with_name("cpu.cc")
 _FLAGS = ("-std=c++20", "-O3", "-w", "-shared", "-fPIC")
 _INSTRUCTIONS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16")
-_TARGET = "jaxserve_matmul_bfloat16"
+_TARGETS = {"float32": "MatmulToFloat32", "bfloat16": "MatmulToBFloat16"}  # dtype of the result -> symbol in cpu.cc
 _MIN_WEIGHTS = 1 << 18  # below, waking other threads costs more than it brings
 
 _log = logging.getLogger(__name__)
@@ -46,22 +47,33 @@ def refusal() -> str:
         return "not enabled" if _folder is None else _register(_folder)
 
 
-def matmul(x_ti, w_oi):
+def matmul(x_ti, w_oi, out_dtype):
     """See `op.matmul`."""
     if x_ti.dtype != jnp.bfloat16 or w_oi.dtype != jnp.bfloat16:
         raise NotImplementedError("only bfloat16")
+    if str(out_dtype) not in _TARGETS:
+        raise NotImplementedError(f"only results of {' or '.join(_TARGETS)}")
     if w_oi.size < _MIN_WEIGHTS:
         raise NotImplementedError(f"only weights of at least {_MIN_WEIGHTS} values")
     reason = refusal()
     if reason:
         raise NotImplementedError(reason)
     # A program may be compiled here for another platform, ahead of time.
-    return jax.lax.platform_dependent(x_ti, w_oi, cpu=_call, default=xla.matmul)
+    return jax.lax.platform_dependent(
+        x_ti,
+        w_oi,
+        cpu=functools.partial(_call, out_dtype=out_dtype),
+        default=functools.partial(xla.matmul, out_dtype=out_dtype),
+    )
 
 
-def _call(x_ti, w_oi):
-    out = jax.ShapeDtypeStruct((x_ti.shape[0], w_oi.shape[0]), jnp.float32)
-    return jax.ffi.ffi_call(_TARGET, out)(x_ti, w_oi)
+def _call(x_ti, w_oi, out_dtype):
+    out = jax.ShapeDtypeStruct((x_ti.shape[0], w_oi.shape[0]), out_dtype)
+    return jax.ffi.ffi_call(_ffi_name(_TARGETS[str(out_dtype)]), out)(x_ti, w_oi)
+
+
+def _ffi_name(symbol):
+    return f"jaxserve_{symbol}"
 
 
 def _register(folder: Path) -> str:
@@ -73,19 +85,20 @@ def _register(folder: Path) -> str:
         return f"only x86-64, not {platform.machine()}"
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     try:
-        library = ctypes.CDLL(str(_compile(compiler, folder)))
+        library = ctypes.CDLL(str(compile_library(compiler, folder)))
     except (OSError, subprocess.SubprocessError) as error:
         _log.info("the bfloat16 product is XLA's: %s", error)
         return str(error)
     library.IsSupported.restype = ctypes.c_bool
     if not library.IsSupported():
         return "this processor has no AVX-512 for bfloat16"
-    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.MatmulBFloat16), platform="cpu")
+    for symbol in _TARGETS.values():
+        jax.ffi.register_ffi_target(_ffi_name(symbol), jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     _is_registered = True
     return ""
 
 
-def _compile(compiler: str | None, folder: Path) -> Path:
+def compile_library(compiler: str | None, folder: Path) -> Path:
     """The path of the compiled library; made if it is not there. Two processes may do so at once."""
     flags = (*_FLAGS, *_INSTRUCTIONS, f"-I{jax.ffi.include_dir()}")
     key = hashlib.sha256(repr((_SOURCE.read_text(), flags, jax.__version__)).encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """The product of activations with a weight kept `[out, in]`: most of the arithmetic of a decoder."""
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxserve.pallas_kernels.dispatch import dispatch
@@ -9,14 +10,21 @@ from jaxserve.pallas_kernels.matmul import cpu, ref, xla
 IMPLEMENTATIONS = {"cpu": cpu.matmul, "xla": xla.matmul, "ref": ref.matmul}
 
 
-def matmul(x_ti: Float[Array, "t i"], w_oi: Float[Array, "o i"], *, impl: str | None = None) -> Float[Array, "t o"]:
-    """`x @ w.T`, summed in float32 and returned so.
+def matmul(
+    x_ti: Float[Array, "t i"],
+    w_oi: Float[Array, "o i"],
+    out_dtype: DTypeLike = jnp.float32,
+    *,
+    impl: str | None = None,
+) -> Float[Array, "t o"]:
+    """`x @ w.T`, summed in float32.
 
     Args:
       x_ti, w_oi: of the same dtype.
+      out_dtype: what the sums are rounded to (static).
       impl: "cpu" (our own, bfloat16 with AVX-512), "xla", "ref", or None for the first that takes the case (static).
     """
-    return dispatch("matmul", IMPLEMENTATIONS, impl, x_ti, w_oi)
+    return dispatch("matmul", IMPLEMENTATIONS, impl, x_ti, w_oi, jnp.dtype(out_dtype))
 
 
 def chosen(dtype: jnp.dtype) -> str:

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 _FEW_ROWS = 128  # up to so many float32 rows, w is better the left factor
 
 
-def matmul(x_ti, w_oi):
-    """See `op.matmul`."""
-    return jax.lax.platform_dependent(x_ti, w_oi, cpu=_on_cpu, default=_product)
+def matmul(x_ti, w_oi, out_dtype):
+    """See `op.matmul`. Always summed in float32 and then cast: XLA on CPU is slow to sum into a narrow float."""
+    return jax.lax.platform_dependent(x_ti, w_oi, cpu=_on_cpu, default=_product).astype(out_dtype)
 
 
 def _on_cpu(x_ti, w_oi):

@@ -49,7 +49,10 @@ def test_equals_numpy(impl, shape, dtype):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_our_own_product_equals_numpy(shape, native, small_weights):
     x_ti, w_oi = factors(shape, jnp.bfloat16)
-    assert_close(jax.jit(op.matmul, static_argnames="impl")(x_ti, w_oi, impl="cpu"), x_ti, w_oi)
+    got = jax.jit(op.matmul, static_argnames="impl")(x_ti, w_oi, impl="cpu")
+    assert_close(got, x_ti, w_oi)
+    rounded = jax.jit(lambda x, w: op.matmul(x, w, jnp.bfloat16, impl="cpu"))(x_ti, w_oi)
+    np.testing.assert_array_equal(rounded, got.astype(jnp.bfloat16))
 
 
 def test_our_own_product_reads_no_more_than_its_factors(native, small_weights):
@@ -79,7 +82,7 @@ def test_what_our_own_product_refuses(native):
 
 def test_without_a_compiler_the_product_is_xlas(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no C\\+\\+ compiler"):
-        cpu._compile(None, tmp_path)
+        cpu.compile_library(None, tmp_path)
     monkeypatch.setattr(cpu, "refusal", lambda: "there is no C++ compiler")
     assert op.chosen(jnp.dtype(jnp.bfloat16)) == "xla"
     x_ti, w_oi = factors((2, 600, 512), jnp.bfloat16)
@@ -91,7 +94,7 @@ def test_a_compiler_that_fails_says_why(tmp_path):
     broken.write_text("#!/bin/sh\necho no such header >&2\nexit 1\n")
     broken.chmod(0o755)
     with pytest.raises(OSError, match="no such header"):
-        cpu._compile(str(broken), tmp_path / "native")
+        cpu.compile_library(str(broken), tmp_path / "native")
     assert not list((tmp_path / "native").iterdir())
 
 
