@@ -1,4 +1,4 @@
-"""The attention block of a decoder layer; the one caller of the attention kernels."""
+"""The attention of a decoder layer, up to its output projection; the one caller of the attention kernels."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ from jaxserve.models.rope import rotate
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 
 
-def attention_block(
+def attend(
     layer: Any,
     cfg: ModelConfig,
     index: int,
@@ -23,8 +23,8 @@ def attention_block(
     batch: TokenBatch[jax.Array],
     kv: KVPages[jax.Array],
     impl: str | None,
-) -> tuple[Float[Array, "t e"], KVPages[jax.Array]]:
-    """Project, rotate, store keys and values of layer `index`, attend over the row's pages, project back."""
+) -> tuple[Float[Array, "t nh"], KVPages[jax.Array]]:
+    """Project, rotate, store keys and values of layer `index`, attend over the row's pages. All heads, side by side."""
     q_tnh, k_tkh, v_tkh = _project(layer, cfg, x_te)
     q_tnh, k_tkh = rotate(q_tnh, *rotation), rotate(k_tkh, *rotation)
     with jax.named_scope("attention"):
@@ -42,9 +42,7 @@ def attention_block(
             kv_dtype=kv.dtype,
             impl=impl,
         )
-    width = cfg.num_heads * cfg.head_size
-    flat_out = layer.out_enh.reshape(cfg.embed_size, width)
-    return linear(out_tnh.reshape(-1, width), flat_out, layer.out_bias_e), dataclasses.replace(kv, pages_pk2bh=pages)
+    return out_tnh.reshape(-1, cfg.num_heads * cfg.head_size), dataclasses.replace(kv, pages_pk2bh=pages)
 
 
 def _project(layer: Any, cfg: ModelConfig, x_te: Float[Array, "t e"]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -4,14 +4,15 @@ Weights are fused where the inputs are the same (q, k and v; gate and up), group
 axis can split them without shuffling, and kept `[out, in]`.
 """
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxserve.models.attention import attention_block
+from jaxserve.models.attention import attend
 from jaxserve.models.batch import TokenBatch, positions
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import KVPages
@@ -57,23 +58,67 @@ def forward(
     batch: TokenBatch[jax.Array],
     kv: KVPages[jax.Array],
     attention_impl: str | None = None,
+    needs_all: Bool[Array, ""] | None = None,
 ) -> tuple[Float[Array, "t e"], KVPages[jax.Array]]:
     """Run one step's tokens through all layers, reading and writing the paged KV pool.
 
     Layers are unrolled: a scan would copy every layer's weights out of a stacked array on CPU.
 
+    Args:
+      needs_all: whether every token's hidden state is needed, or only that of each row's last token. In the latter case
+        the last layer stops at its keys and values for the other tokens, and their hidden states are zeros. None: all.
+
     Returns: final hidden states (after the last norm), and the pool with this step's keys and values written.
     """
     rotation = _rotation(batch, cfg)
     x_te = embed(batch.ids_t, params.embed_ve)
-    for index, layer in enumerate(params.layers):
+    *layers, last = params.layers
+    for index, layer in enumerate(layers):
         with jax.named_scope(f"layer{index}"):
             normed_te = rms_norm(x_te, layer.attn_norm_e, cfg.norm_eps)
-            attended_te, kv = attention_block(layer, cfg, index, normed_te, rotation, batch, kv, attention_impl)
-            x_te = x_te + attended_te
-            normed_te = rms_norm(x_te, layer.mlp_norm_e, cfg.norm_eps)
-            x_te = x_te + _mlp(layer, normed_te)
-    return rms_norm(x_te, params.norm_e, cfg.norm_eps), kv
+            heads_tm, kv = attend(layer, cfg, index, normed_te, rotation, batch, kv, attention_impl)
+            x_te = _after_attention(layer, cfg, x_te, heads_tm)
+
+    def finish(x_te: jax.Array, heads_tm: jax.Array) -> jax.Array:
+        return rms_norm(_after_attention(last, cfg, x_te, heads_tm), params.norm_e, cfg.norm_eps)
+
+    with jax.named_scope(f"layer{len(layers)}"):
+        normed_te = rms_norm(x_te, last.attn_norm_e, cfg.norm_eps)
+        heads_tm, kv = attend(last, cfg, len(layers), normed_te, rotation, batch, kv, attention_impl)
+        return _where_needed(finish, needs_all, batch.q_start_s, x_te, heads_tm), kv
+
+
+def logits(params: Params[jax.Array], hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
+    """Next-token logits of the chosen hidden states, float32."""
+    with jax.named_scope("head"):
+        return matmul(hidden_se, params.embed_ve if params.head_ve is None else params.head_ve)
+
+
+def _where_needed(
+    finish: Callable[[jax.Array, jax.Array], jax.Array],
+    needs_all: Bool[Array, ""] | None,
+    q_start_s: Int[Array, " s1"],
+    x_te: Float[Array, "t e"],
+    heads_tm: Float[Array, "t m"],
+) -> Float[Array, "t e"]:
+    """`finish` of all tokens, or of each row's last one only, with zeros for the rest."""
+    if needs_all is None or len(q_start_s) > len(x_te):
+        return finish(x_te, heads_tm)
+
+    def of_ends(x_te: jax.Array, heads_tm: jax.Array) -> jax.Array:
+        end_s = jnp.maximum(q_start_s[1:] - 1, 0)  # of an empty row: the one before it, again
+        return jnp.zeros_like(x_te).at[end_s].set(finish(x_te[end_s], heads_tm[end_s]))
+
+    return jax.lax.cond(needs_all, finish, of_ends, x_te, heads_tm)
+
+
+def _after_attention(
+    layer: Layer[jax.Array], cfg: ModelConfig, x_te: Float[Array, "t e"], heads_tm: Float[Array, "t m"]
+) -> Float[Array, "t e"]:
+    """The rest of a layer: output projection, then the MLP, each added to the residual stream."""
+    flat_out = layer.out_enh.reshape(cfg.embed_size, cfg.num_heads * cfg.head_size)
+    x_te = x_te + linear(heads_tm, flat_out, layer.out_bias_e)
+    return x_te + _mlp(layer, rms_norm(x_te, layer.mlp_norm_e, cfg.norm_eps))
 
 
 def _rotation(batch: TokenBatch[jax.Array], cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
@@ -87,12 +132,6 @@ def _rotation(batch: TokenBatch[jax.Array], cfg: ModelConfig) -> tuple[jax.Array
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
 
     return jax.lax.cond(batch.q_start_s[-1] > 0, compute, skip)
-
-
-def logits(params: Params[jax.Array], hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
-    """Next-token logits of the chosen hidden states, float32."""
-    with jax.named_scope("head"):
-        return matmul(hidden_se, params.embed_ve if params.head_ve is None else params.head_ve)
 
 
 def _mlp(layer: Layer[jax.Array], x_te: Float[Array, "t e"]) -> Float[Array, "t e"]:

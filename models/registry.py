@@ -13,7 +13,7 @@ from jaxserve.models.config import ARCHITECTURES, ModelConfig, architecture_of, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFamily:
-    """`abstract(cfg)` declares the weights; `forward(params, cfg, batch, kv)` and `logits(params, hidden)` use them."""
+    """`abstract(cfg)` declares the weights; `forward(params, cfg, batch, kv, ...)` and `logits(params, hidden)` use them."""
 
     abstract: Callable[[ModelConfig], Any]
     forward: Callable[..., Any]

@@ -105,6 +105,32 @@ void TilesOfRows(const Product<Out>& p, int64_t row) {
   }
 }
 
+// One row of x with one row of w. For a single row of x this beats a tile, because w is then read as one stream.
+template <typename Out>
+void Dot(const Product<Out>& p, int64_t row) {
+  constexpr int64_t kSums = 4;
+  __m512 sums[kSums];
+  for (__m512& sum : sums) sum = _mm512_setzero_ps();
+  const uint16_t* w = p.w + row * p.size;
+  int64_t k = 0;
+  for (; k + kSums * kLanes <= p.size; k += kSums * kLanes) {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < kSums; ++j) {
+      const uint16_t* wj = w + k + j * kLanes;
+      _mm_prefetch(reinterpret_cast<const char*>(wj + kPrefetch), _MM_HINT_T0);
+      sums[j] = _mm512_dpbf16_ps(sums[j], (__m512bh)_mm512_loadu_si512(wj),
+                                 (__m512bh)_mm512_loadu_si512(p.x + k + j * kLanes));
+    }
+  }
+  for (; k < p.size; k += kLanes) {
+    const __mmask32 mask = p.size - k >= kLanes ? ~__mmask32{0} : (__mmask32{1} << (p.size - k)) - 1;
+    sums[0] = _mm512_dpbf16_ps(sums[0], (__m512bh)_mm512_maskz_loadu_epi16(mask, w + k),
+                               (__m512bh)_mm512_maskz_loadu_epi16(mask, p.x + k));
+  }
+  const __m512 total = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
+  StoreOne(p.out + row, _mm512_reduce_add_ps(total));
+}
+
 template <typename Out>
 void Work(Product<Out>& p) {
   for (;;) {
@@ -112,6 +138,9 @@ void Work(Product<Out>& p) {
     if (begin >= p.num_rows) return;
     const int64_t end = std::min(begin + kChunk, p.num_rows);
     int64_t row = begin;
+    if (p.num_tokens == 1) {
+      for (; row < end; ++row) Dot(p, row);
+    }
     for (; row + kRows <= end; row += kRows) TilesOfRows<kRows>(p, row);
     for (; row < end; ++row) TilesOfRows<1>(p, row);
     if (p.num_done.fetch_add(end - begin) + end - begin == p.num_rows) p.num_done.notify_all();

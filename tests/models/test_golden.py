@@ -89,3 +89,24 @@ def test_dynamic_rope_follows_the_served_length(tmp_path: Path):
     ids = golden["prompt_token_ids"].tolist()
     cfg, params = load("llama_dynamic", tmp_path, 4 * len(ids))
     assert np.abs(prefill(params, cfg, ids, len(ids)) - golden["logits"]).max() > 0.1
+
+
+@pytest.mark.parametrize("case", ["llama3", "qwen2_window"])
+def test_hidden_states_of_last_tokens_alone_are_the_same(case: str, tmp_path: Path):
+    cfg, params = load(case, tmp_path, 16)
+    batch = TokenBatch(
+        ids_t=np.arange(16, dtype=np.int32),
+        q_start_s=np.array([0, 5, 6, 6, 12], np.int32),  # a chunk, a decode, an empty row, a chunk, and padding
+        kv_len_s=np.array([5, 1, 0, 6], np.int32),
+        table_sm=np.arange(4, dtype=np.int32)[:, None],
+    )
+
+    @jax.jit
+    def hidden(needs_all: jax.Array | None) -> jax.Array:
+        kv = empty_pages(cfg, 4, BLOCK, jnp.dtype("float32"))
+        return llama.forward(params, cfg, jax.tree.map(jnp.asarray, batch), kv, None, needs_all)[0]
+
+    every, ends = hidden(None), np.array([4, 5, 11])
+    np.testing.assert_array_equal(hidden(jnp.array(True)), every)
+    np.testing.assert_allclose(hidden(jnp.array(False))[ends], every[ends], atol=1e-5)
+    assert not np.delete(hidden(jnp.array(False)), ends, axis=0).any()
