@@ -16,6 +16,7 @@ from jaxserve import LLM, SamplingParams
 from jaxserve.errors import CapacityError, CheckpointError, ConfigError, DeviceError, RequestError
 from jaxserve.executor.ladder import Rung
 from jaxserve.output import Event
+from jaxserve.pallas_kernels.matmul import cpu
 from jaxserve.request import Task
 from tests.models import toy
 
@@ -387,6 +388,16 @@ def test_narrow_floats_stay_close(folder: Path, golden, dtype: str):
     errors = [abs(t[ids[i + 1]].logprob - logprobs[i, ids[i + 1]]) for i, t in enumerate(output.prompt_logprobs[1:])]
     assert np.median(errors) < 0.1
     assert engine.metrics()["dtype"] == dtype
+
+
+def test_our_own_bfloat16_product_gives_the_same_model(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "_MIN_WEIGHTS", 0)
+    vectors = {}
+    for native in (False, True):
+        engine = LLM(folder, num_kv_blocks=128, dtype="bfloat16", native_kernels=native, **OPTIONS)
+        assert engine.metrics()["matmul_backend"] == ("cpu" if native and not cpu.refusal() else "xla")
+        vectors[native] = engine.embed(prompts(6))
+    np.testing.assert_allclose(vectors[True], vectors[False], atol=0.02)
 
 
 def test_metrics_tell_what_runs(llm: LLM):

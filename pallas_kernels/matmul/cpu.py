@@ -1,7 +1,8 @@
 """Our own product for bfloat16 on x86 with AVX-512: `cpu.cc`, compiled on first use and called through XLA's FFI.
 
-Decoding reads every weight once; this takes 60 % of the time of XLA's product for one row, and two thirds for 32. Subnormal numbers count as zero, as always with these instructions. Where there is no compiler or the processor
-lacks them it refuses, and XLA's product is used.
+Decoding reads every weight once; this takes 60 % of the time of XLA's product for one row, and two thirds for 32.
+Subnormal numbers count as zero, as always with these instructions. Where there is no compiler or the processor lacks them
+it refuses, and XLA's product is used.
 """
 
 import ctypes
