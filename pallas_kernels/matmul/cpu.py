@@ -30,7 +30,7 @@ _MIN_WEIGHTS = 1 << 18  # below, waking other threads costs more than it brings
 
 _log = logging.getLogger(__name__)
 _folder: Path | None = None
-_is_registered = False
+_verdict: str | None = None  # what `_register` returned; asked once, because a compiler that fails may take its time
 _lock = threading.Lock()  # programs are traced in several threads
 
 
@@ -44,8 +44,13 @@ def refusal() -> str:
     """Why the product cannot be used on this machine, or nothing."""
     if jax.default_backend() != "cpu":
         return "only CPU"
+    global _verdict
     with _lock:
-        return "not enabled" if _folder is None else _register(_folder)
+        if _folder is None:
+            return "not enabled"
+        if _verdict is None:
+            _verdict = _register(_folder)
+        return _verdict
 
 
 def matmul(x_ti, w_oi, out_dtype):
@@ -78,10 +83,7 @@ def _ffi_name(symbol):
 
 
 def _register(folder: Path) -> str:
-    """Compile and load the library, and tell XLA of it, once. Returns why that is impossible, or nothing."""
-    global _is_registered
-    if _is_registered:
-        return ""
+    """Compile and load the library, and tell XLA of it. Returns why that is impossible, or nothing."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"only x86-64, not {platform.machine()}"
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
@@ -95,7 +97,6 @@ def _register(folder: Path) -> str:
         return "this processor has no AVX-512 for bfloat16"
     for symbol in _TARGETS.values():
         jax.ffi.register_ffi_target(_ffi_name(symbol), jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
-    _is_registered = True
     return ""
 
 

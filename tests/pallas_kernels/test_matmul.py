@@ -101,3 +101,15 @@ def test_a_compiler_that_fails_says_why(tmp_path):
 def test_the_product_is_refused_until_enabled():
     cpu.enable(None)
     assert cpu.refusal() == "not enabled"
+
+
+def test_a_machine_that_cannot_is_asked_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cpu, "_verdict", None)
+    monkeypatch.setattr(cpu, "_register", lambda folder: asked.append(folder) or "the compiler fails")
+    cpu.enable(tmp_path)
+    x_ti, w_oi = factors((2, 600, 512), jnp.bfloat16)
+    for _ in range(3):
+        assert_close(op.matmul(x_ti, w_oi), x_ti, w_oi)
+    cpu.enable(None)
+    assert asked == [tmp_path]
