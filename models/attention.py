@@ -24,8 +24,11 @@ def attend(
     kv: KVPages[jax.Array],
     impl: str | None,
 ) -> tuple[Float[Array, "t nh"], KVPages[jax.Array]]:
-    """Project, rotate, store keys and values of layer `index`, attend over the row's pages. All heads, side by side."""
-    q_tnh, k_tkh, v_tkh = _project(layer, cfg, x_te)
+    """Normalise, project, rotate, store keys and values of layer `index`, attend over the row's pages.
+
+    Returns: all heads, side by side, and the pool.
+    """
+    q_tnh, k_tkh, v_tkh = _project(layer, cfg, rms_norm(x_te, layer.attn_norm_e, cfg.norm_eps))
     q_tnh, k_tkh = rotate(q_tnh, *rotation), rotate(k_tkh, *rotation)
     with jax.named_scope("attention"):
         out_tnh, pages = ragged_paged_attention(

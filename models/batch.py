@@ -32,3 +32,8 @@ def positions(batch: TokenBatch[jax.Array]) -> jax.Array:
     row_t = jnp.minimum(row_t, num_rows - 1)
     pos_t = batch.kv_len_s[row_t] - (batch.q_start_s[row_t + 1] - index_t)
     return jnp.where(index_t < batch.q_start_s[-1], pos_t, 0)
+
+
+def last_tokens(batch: TokenBatch[jax.Array]) -> jax.Array:
+    """Index of every row's last token, i32[s]; of an empty row, that of the row before it."""
+    return jnp.maximum(batch.q_start_s[1:] - 1, 0)

@@ -10,10 +10,10 @@ from typing import Generic, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxserve.models.attention import attend
-from jaxserve.models.batch import TokenBatch, positions
+from jaxserve.models.batch import TokenBatch, last_tokens, positions
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import KVPages
 from jaxserve.models.layers import embed, linear, rms_norm, swiglu
@@ -75,17 +75,15 @@ def forward(
     *layers, last = params.layers
     for index, layer in enumerate(layers):
         with jax.named_scope(f"layer{index}"):
-            normed_te = rms_norm(x_te, layer.attn_norm_e, cfg.norm_eps)
-            heads_tm, kv = attend(layer, cfg, index, normed_te, rotation, batch, kv, attention_impl)
+            heads_tm, kv = attend(layer, cfg, index, x_te, rotation, batch, kv, attention_impl)
             x_te = _after_attention(layer, cfg, x_te, heads_tm)
 
     def finish(x_te: jax.Array, heads_tm: jax.Array) -> jax.Array:
         return rms_norm(_after_attention(last, cfg, x_te, heads_tm), params.norm_e, cfg.norm_eps)
 
     with jax.named_scope(f"layer{len(layers)}"):
-        normed_te = rms_norm(x_te, last.attn_norm_e, cfg.norm_eps)
-        heads_tm, kv = attend(last, cfg, len(layers), normed_te, rotation, batch, kv, attention_impl)
-        return _where_needed(finish, needs_all, batch.q_start_s, x_te, heads_tm), kv
+        heads_tm, kv = attend(last, cfg, len(layers), x_te, rotation, batch, kv, attention_impl)
+        return _where_needed(finish, needs_all, batch, x_te, heads_tm), kv
 
 
 def logits(params: Params[jax.Array], hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
@@ -97,16 +95,16 @@ def logits(params: Params[jax.Array], hidden_se: Float[Array, "s e"]) -> Float[A
 def _where_needed(
     finish: Callable[[jax.Array, jax.Array], jax.Array],
     needs_all: Bool[Array, ""] | None,
-    q_start_s: Int[Array, " s1"],
+    batch: TokenBatch[jax.Array],
     x_te: Float[Array, "t e"],
     heads_tm: Float[Array, "t m"],
 ) -> Float[Array, "t e"]:
     """`finish` of all tokens, or of each row's last one only, with zeros for the rest."""
-    if needs_all is None or len(q_start_s) > len(x_te):
+    if needs_all is None or len(batch.kv_len_s) >= len(x_te):
         return finish(x_te, heads_tm)
 
     def of_ends(x_te: jax.Array, heads_tm: jax.Array) -> jax.Array:
-        end_s = jnp.maximum(q_start_s[1:] - 1, 0)  # of an empty row: the one before it, again
+        end_s = last_tokens(batch)
         return jnp.zeros_like(x_te).at[end_s].set(finish(x_te[end_s], heads_tm[end_s]))
 
     return jax.lax.cond(needs_all, finish, of_ends, x_te, heads_tm)

@@ -21,7 +21,6 @@ class StepInputs(Generic[T]):
 
     batch: TokenBatch[T]
     feed_t: T  # i32[t]; slot whose last sampled token is fed here; past the last slot: `ids_t` holds it
-    end_s: T  # i32[s]; index of each row's last token
     sampling: SamplingInputs[T]
     wanted_t: T  # i32[t]; tokens whose next prompt token is scored, the first `num_wanted` entries
     target_t: T  # i32[t]
@@ -59,7 +58,6 @@ def make_inputs(plan: StepPlan, rung: Rung, *, table_width: int, num_slots: int,
             max_q_len=1 if rung.decode_only else None,
         ),
         feed_t=feed_t,
-        end_s=np.maximum(q_start_s[1:] - 1, 0).astype(np.int32),
         sampling=_sampling(plan.rows, rung.rows, num_slots, vocab_size),
         wanted_t=wanted_t,
         target_t=target_t,

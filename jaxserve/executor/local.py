@@ -17,6 +17,7 @@ from jaxserve.executor.compiles import count_compiles
 from jaxserve.executor.failure import explain
 from jaxserve.executor.inputs import StepInputs, empty_inputs, make_inputs
 from jaxserve.executor.ladder import Rung, fit
+from jaxserve.models.batch import last_tokens
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import KVPages, copy_blocks
 from jaxserve.models.registry import ModelFamily
@@ -216,7 +217,7 @@ def run_step(
     ids_t = jnp.where(inputs.feed_t < last_r.shape[0], fed_t, inputs.batch.ids_t)
     batch = dataclasses.replace(inputs.batch, ids_t=ids_t)
     hidden_te, kv = family.forward(params, cfg, batch, state.kv, attention_backend, inputs.num_wanted > 0)
-    hidden_se = hidden_te[inputs.end_s]
+    hidden_se = hidden_te[last_tokens(batch)]
     with jax.named_scope("sample"):
         samples_s = inputs.sampling.slot_s < last_r.shape[0]
         logits_sv = _logits(partial(family.logits, params), hidden_se, samples_s)

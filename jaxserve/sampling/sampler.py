@@ -184,12 +184,21 @@ def prompt_logprobs(
 
 def _argmax(logits_sv: Float[Array, "s v"]) -> Int[Array, " s"]:
     """The first of the likeliest tokens. In two levels, because XLA on CPU runs a long argmax element by element."""
-    num_rows, vocab = logits_sv.shape
-    pad = ((0, 0), (0, -vocab % _ARGMAX_BLOCK))
-    logits_snb = jnp.pad(logits_sv, pad, constant_values=-jnp.inf).reshape(num_rows, -1, _ARGMAX_BLOCK)
+    logits_snb = _in_blocks(logits_sv, _ARGMAX_BLOCK, -jnp.inf)
     block_s = jnp.argmax(jnp.max(logits_snb, axis=2), axis=1)
-    within_s = jnp.argmax(jnp.take_along_axis(logits_snb, block_s[:, None, None], axis=1)[:, 0], axis=1)
+    within_s = jnp.argmax(_block(logits_snb, block_s), axis=1)
     return (block_s * _ARGMAX_BLOCK + within_s).astype(jnp.int32)
+
+
+def _in_blocks(x_sv: Float[Array, "s v"], size: int, fill: float) -> Float[Array, "s n b"]:
+    """Rows cut into blocks; the last one is filled up."""
+    num_rows, vocab = x_sv.shape
+    return jnp.pad(x_sv, ((0, 0), (0, -vocab % size)), constant_values=fill).reshape(num_rows, -1, size)
+
+
+def _block(x_snb: Float[Array, "s n b"], index_s: Int[Array, " s"]) -> Float[Array, "s b"]:
+    """One block of every row."""
+    return jnp.take_along_axis(x_snb, index_s[:, None, None], axis=1)[:, 0]
 
 
 def _no_logprobs(count: int) -> Logprobs:
@@ -220,13 +229,11 @@ def _uniform(seed: UInt[Array, ""], index: Int[Array, ""]) -> Float[Array, ""]:
 
 def _inverse_cdf(weights_sv: Float[Array, "s v"], uniform_s: Float[Array, " s"]) -> Int[Array, " s"]:
     """The token at which the running sum of weights passes `uniform` of the total; in two levels, blocks then tokens."""
-    num_rows, vocab = weights_sv.shape
-    weights_snb = jnp.pad(weights_sv, ((0, 0), (0, -vocab % _CDF_BLOCK))).reshape(num_rows, -1, _CDF_BLOCK)
+    weights_snb = _in_blocks(weights_sv, _CDF_BLOCK, 0.0)
     sum_sn = jnp.sum(weights_snb, axis=2)
     target_s = uniform_s * jnp.sum(sum_sn, axis=1)
     block_s, before_s = _pass(sum_sn, target_s)
-    weights_sb = jnp.take_along_axis(weights_snb, block_s[:, None, None], axis=1)[:, 0]
-    within_s, _ = _pass(weights_sb, target_s - before_s)
+    within_s, _ = _pass(_block(weights_snb, block_s), target_s - before_s)
     return (block_s * _CDF_BLOCK + within_s).astype(jnp.int32)
 
 
