@@ -21,7 +21,7 @@ from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import block_bytes, empty_pages
 from jaxserve.models.registry import ModelFamily, family_of, read_config
-from jaxserve.pallas_kernels.matmul import cpu as cpu_matmul
+from jaxserve.pallas_kernels import native
 from jaxserve.pallas_kernels.matmul import op as matmul
 from jaxserve.pallas_kernels.ragged_paged_attention import op as attention
 from jaxserve.sampling.sampler import empty_state
@@ -70,7 +70,7 @@ def build(folder: Path, config: EngineConfig) -> Built:
     tokenizer = load_tokenizer(folder)
     settled = _settle(config, cfg)
     _use_compilation_cache(config.compilation_cache)
-    cpu_matmul.enable(cache_folder() / "native" if config.native_kernels else None)
+    native.enable(cache_folder() / "native" if config.native_kernels else None)
     compiles = count_compiles()
 
     started_s = time.perf_counter()
@@ -152,7 +152,9 @@ def _make_engine(
 def _facts(config: EngineConfig, settled: _Settled) -> dict[str, Any]:
     return {
         "backend": jax.default_backend(),
-        "attention_backend": attention.chosen(config.attention_backend),
+        "attention_backend": attention.chosen(
+            settled.dtype, settled.kv_dtype, settled.cfg.head_size, config.attention_backend
+        ),
         "matmul_backend": matmul.chosen(settled.dtype),
         "architecture": settled.cfg.architecture,
         "dtype": str(settled.dtype),

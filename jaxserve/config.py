@@ -55,7 +55,7 @@ class EngineConfig:
     async_scheduling: bool = option(True, "plan and dispatch a step while the one before it runs")
     scheduling_policy: str = option("fcfs", "which request goes first", SCHEDULING_POLICIES)
     attention_backend: str | None = option(None, "attention implementation by name; default: the first that fits")
-    native_kernels: bool = option(True, "compile our C++ product for bfloat16 on CPU, if a C++ compiler is there")
+    native_kernels: bool = option(True, "compile our C++ kernels for CPU, if a C++ compiler is there")
     seed: int = option(0, "seed of sampling for requests that bring none, and of dummy weights")
     tensor_parallel_size: int = option(1, "devices that share each layer's weights (only 1 so far)")
     data_parallel_size: int = option(1, "replicas of the weights (only 1 so far)")

@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 FLAGS = {
@@ -30,3 +31,18 @@ if DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("native")
+
+
+@pytest.fixture
+def native_folder(compiled_folder):
+    """Our C++ kernels are compiled into this folder when they are asked for, once for all tests."""
+    from jaxserve.pallas_kernels import native  # not at the top: it imports jax
+
+    native.enable(compiled_folder)
+    yield compiled_folder
+    native.enable(None)

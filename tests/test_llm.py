@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from jaxserve.errors import CapacityError, CheckpointError, ConfigError, DeviceE
 from jaxserve.executor.ladder import Rung
 from jaxserve.output import Event
 from jaxserve.pallas_kernels.matmul import cpu
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu as native_attention
 from jaxserve.request import Task
 from tests.models import toy
 
@@ -390,12 +392,13 @@ def test_narrow_floats_stay_close(folder: Path, golden, dtype: str):
     assert engine.metrics()["dtype"] == dtype
 
 
-def test_our_own_bfloat16_product_gives_the_same_model(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_our_own_kernels_give_the_same_model(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu, "_MIN_WEIGHTS", 0)
     vectors = {}
     for native in (False, True):
         engine = LLM(folder, num_kv_blocks=128, dtype="bfloat16", native_kernels=native, **OPTIONS)
-        assert engine.metrics()["matmul_backend"] == ("cpu" if native and not cpu.refusal() else "xla")
+        expected = "cpu" if native and not cpu.refusal() else "xla"
+        assert engine.metrics()["matmul_backend"] == engine.metrics()["attention_backend"] == expected
         vectors[native] = engine.embed(prompts(6))
     np.testing.assert_allclose(vectors[True], vectors[False], atol=0.02)
 
@@ -405,7 +408,8 @@ def test_metrics_tell_what_runs(llm: LLM):
     output = llm.generate([5, 6, 7], GREEDY)[0]
     assert start <= output.metrics.arrival_s <= output.metrics.first_token_s <= output.metrics.finished_s
     metrics = llm.metrics()
-    assert metrics["attention_backend"] == "xla"
+    float32 = jnp.dtype("float32")
+    assert metrics["attention_backend"] == ("xla" if native_attention.refusal(float32, float32, 64) else "cpu")
     assert metrics["matmul_backend"] == "xla"  # ours is for bfloat16
     assert metrics["backend"] == "cpu"
     assert metrics["num_kv_blocks"] == 128

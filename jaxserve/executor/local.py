@@ -220,10 +220,10 @@ def run_step(
     hidden_se = hidden_te[last_tokens(batch)]
     with jax.named_scope("sample"):
         samples_s = inputs.sampling.slot_s < last_r.shape[0]
-        logits_sv = _logits(partial(family.logits, params), hidden_se, samples_s)
+        head = partial(family.logits, params)
+        logits_sv = head(hidden_se) if batch.max_q_len == 1 else _logits(head, hidden_se, samples_s)
         token_s, logprobs, sampler_state = sampler.sample(logits_sv, state.sampler, inputs.sampling)
     with jax.named_scope("prompt_logprobs"):
-        head = partial(family.logits, params)
         prompt = sampler.prompt_logprobs(head, hidden_te, inputs.wanted_t, inputs.target_t, inputs.num_wanted)
     outputs = StepOutputs(token_s=token_s, logprobs=logprobs, hidden_se=hidden_se.astype(jnp.float32), prompt=prompt)
     return outputs, DeviceState(kv=kv, sampler=sampler_state)

@@ -99,26 +99,11 @@ def sample(
     logits_sv: Float[Array, "s v"], state: SamplerState, inputs: SamplingInputs[jax.Array]
 ) -> tuple[Int[Array, " s"], Logprobs, SamplerState]:
     """Choose a token per row. Returns tokens, their log-probabilities (zeros if not wanted), and the new state."""
-    vocab = logits_sv.shape[1]
     num_slots = state.last_r.shape[0]
-    slot_s = jnp.minimum(inputs.slot_s, num_slots - 1)
-
-    def edit(logits_sv):
-        counts_sv = state.counts_rv[slot_s]
-        edited = penalise(logits_sv, counts_sv, inputs.repetition_s, inputs.frequency_s, inputs.presence_s)
-        return jnp.where(inputs.is_edited_s[:, None], edited + state.bias_rv[slot_s], logits_sv)
-
-    edited_sv = jax.lax.cond(jnp.any(inputs.is_edited_s), edit, lambda x: x, logits_sv)
-    any_banned = jnp.any(inputs.banned_sb < vocab)
-    edited_sv = jax.lax.cond(any_banned, lambda x: ban(x, inputs.banned_sb), lambda x: x, edited_sv)
-    greedy_s = _argmax(edited_sv)
-    is_random_s = inputs.temperature_s > 0
-    token_s = jax.lax.cond(
-        jnp.any(is_random_s),
-        lambda x: jnp.where(is_random_s, _draw(x, inputs), greedy_s),
-        lambda x: greedy_s,
-        edited_sv,
-    )
+    is_banned = inputs.banned_sb < logits_sv.shape[1]
+    is_plain = ~jnp.any(inputs.is_edited_s) & ~jnp.any(is_banned) & ~jnp.any(inputs.temperature_s > 0)
+    # One choice around all: a `cond` that hands the logits on would copy them.
+    token_s = jax.lax.cond(is_plain, _argmax, lambda x: _choose(_edit(x, state, inputs), inputs), logits_sv)
     logprobs = jax.lax.cond(
         inputs.wants_logprobs,
         lambda x: logprobs_of(x, token_s),
@@ -132,6 +117,34 @@ def sample(
         counts_rv=state.counts_rv.at[edited_slot_s, token_s].add(1, mode="drop"),
     )
     return token_s, logprobs, state
+
+
+def _edit(
+    logits_sv: Float[Array, "s v"], state: SamplerState, inputs: SamplingInputs[jax.Array]
+) -> Float[Array, "s v"]:
+    """Penalties, bias and banned tokens, for the rows that have them."""
+
+    def edit(logits_sv):
+        slot_s = jnp.minimum(inputs.slot_s, state.last_r.shape[0] - 1)
+        counts_sv = state.counts_rv[slot_s]
+        edited = penalise(logits_sv, counts_sv, inputs.repetition_s, inputs.frequency_s, inputs.presence_s)
+        return jnp.where(inputs.is_edited_s[:, None], edited + state.bias_rv[slot_s], logits_sv)
+
+    logits_sv = jax.lax.cond(jnp.any(inputs.is_edited_s), edit, lambda x: x, logits_sv)
+    any_banned = jnp.any(inputs.banned_sb < logits_sv.shape[1])
+    return jax.lax.cond(any_banned, lambda x: ban(x, inputs.banned_sb), lambda x: x, logits_sv)
+
+
+def _choose(logits_sv: Float[Array, "s v"], inputs: SamplingInputs[jax.Array]) -> Int[Array, " s"]:
+    """The likeliest token, or a random one for rows with a temperature."""
+    greedy_s = _argmax(logits_sv)
+    is_random_s = inputs.temperature_s > 0
+    return jax.lax.cond(
+        jnp.any(is_random_s),
+        lambda x: jnp.where(is_random_s, _draw(x, inputs), greedy_s),
+        lambda x: greedy_s,
+        logits_sv,
+    )
 
 
 def logprobs_of(logits_nv: Float[Array, "n v"], token_n: Int[Array, " n"]) -> Logprobs:

@@ -4,14 +4,7 @@
 // keeps the dot products of a few rows of w with a few rows of x in registers, each as 16 partial sums, and walks along i
 // once: nothing is packed. Rows of w are handed out in chunks; threads of XLA's pool take the next one when they are free.
 
-#include <immintrin.h>
-
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <memory>
-
-#include "xla/ffi/api/ffi.h"
+#include "native.h"
 
 namespace ffi = xla::ffi;
 
@@ -21,7 +14,8 @@ constexpr int64_t kRows = 4;         // rows of w in a tile
 constexpr int64_t kTokens = 6;       // most rows of x in a tile: 4 x 6 sums, 6 of x and 1 of w fit the 32 registers
 constexpr int64_t kLanes = 32;       // bfloat16 values in a register
 constexpr int64_t kChunk = 64;       // rows of w that a thread takes at a time
-constexpr int64_t kPrefetch = 4096;  // values ahead; what the hardware fetches by itself ends at the next page
+constexpr int64_t kBlock = 128 << 10;   // values of x in a block: 256 KB, which leaves room in a second-level cache
+constexpr int64_t kPrefetch = 4096;  // values ahead in a dot product; what the hardware fetches by itself ends at the next page
 
 template <typename Out>
 struct Product {
@@ -29,8 +23,6 @@ struct Product {
   const uint16_t* w;  // [num_rows, size]
   Out* out;           // [num_tokens, num_rows]; float, or bfloat16 as uint16_t
   int64_t num_tokens, num_rows, size;
-  std::atomic<int64_t> next_row{0};
-  std::atomic<int64_t> num_done{0};
 };
 
 // Adds the products of the next values of W rows of w and X rows of x.
@@ -42,7 +34,6 @@ template <int64_t W, int64_t X, typename Load>
   for (int64_t j = 0; j < X; ++j) xs[j] = (__m512bh)load(x + j * size);
 #pragma GCC unroll 8
   for (int64_t i = 0; i < W; ++i) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + i * size + kPrefetch), _MM_HINT_T0);
     const __m512bh wi = (__m512bh)load(w + i * size);
 #pragma GCC unroll 8
     for (int64_t j = 0; j < X; ++j) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], wi, xs[j]);
@@ -65,8 +56,9 @@ inline void StoreOne(uint16_t* out, float one) {
   *out = _mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(one)), 0);
 }
 
-template <int64_t W, int64_t X, typename Out>
-void Tile(const Product<Out>& p, int64_t row, int64_t token) {
+// W rows of w with X of x. Meanwhile P rows at `ahead` are fetched into the cache.
+template <int64_t W, int64_t X, int64_t P, typename Out>
+void Tile(const Product<Out>& p, int64_t row, int64_t token, const uint16_t* ahead) {
   __m512 sums[W][X];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < W; ++i)
@@ -75,8 +67,11 @@ void Tile(const Product<Out>& p, int64_t row, int64_t token) {
   const uint16_t* w = p.w + row * p.size;
   const uint16_t* x = p.x + token * p.size;
   const int64_t tail = p.size % kLanes, whole = p.size - tail;
-  for (int64_t k = 0; k < whole; k += kLanes)
+  for (int64_t k = 0; k < whole; k += kLanes) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < P; ++i) _mm_prefetch(reinterpret_cast<const char*>(ahead + i * p.size + k), _MM_HINT_T0);
     Step(sums, w + k, x + k, p.size, [](const uint16_t* a) { return _mm512_loadu_si512(a); });
+  }
   if (tail) {
     const __mmask32 mask = (__mmask32{1} << tail) - 1;
     Step(sums, w + whole, x + whole, p.size, [mask](const uint16_t* a) { return _mm512_maskz_loadu_epi16(mask, a); });
@@ -92,16 +87,44 @@ void Tile(const Product<Out>& p, int64_t row, int64_t token) {
   }
 }
 
+// Rows [token, end) of x, at most kTokens.
+template <int64_t W, int64_t P, typename Out>
+void TileOf(const Product<Out>& p, int64_t row, int64_t token, int64_t end, const uint16_t* ahead) {
+  switch (end - token) {
+    case 6: return Tile<W, 6, P>(p, row, token, ahead);
+    case 5: return Tile<W, 5, P>(p, row, token, ahead);
+    case 4: return Tile<W, 4, P>(p, row, token, ahead);
+    case 3: return Tile<W, 3, P>(p, row, token, ahead);
+    case 2: return Tile<W, 2, P>(p, row, token, ahead);
+    case 1: return Tile<W, 1, P>(p, row, token, ahead);
+  }
+}
+
+// W rows of w with rows [first, last) of x, in tiles as even as possible. The tiles share the fetching of the next rows of
+// w, so that memory is asked evenly: fetched by the first tile alone, 32 rows of x take 10 % longer.
 template <int64_t W, typename Out>
-void TilesOfRows(const Product<Out>& p, int64_t row) {
-  int64_t token = 0;
-  for (; token + kTokens <= p.num_tokens; token += kTokens) Tile<W, kTokens>(p, row, token);
-  switch (p.num_tokens - token) {
-    case 5: return Tile<W, 5>(p, row, token);
-    case 4: return Tile<W, 4>(p, row, token);
-    case 3: return Tile<W, 3>(p, row, token);
-    case 2: return Tile<W, 2>(p, row, token);
-    case 1: return Tile<W, 1>(p, row, token);
+void Tiles(const Product<Out>& p, int64_t row, int64_t first, int64_t last) {
+  const int64_t n = (last - first + kTokens - 1) / kTokens;
+  const uint16_t* ahead = p.w + (row + W) * p.size;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t begin = first + (last - first) * i / n, end = first + (last - first) * (i + 1) / n;
+    if (W < kRows) TileOf<W, 0>(p, row, begin, end, ahead);
+    else if (n == 1) TileOf<W, 4>(p, row, begin, end, ahead);
+    else if (n < 4 && i < 2) TileOf<W, 2>(p, row, begin, end, ahead + 2 * i * p.size);
+    else if (n >= 4 && i < 4) TileOf<W, 1>(p, row, begin, end, ahead + i * p.size);
+    else TileOf<W, 0>(p, row, begin, end, ahead);
+  }
+}
+
+// Rows [begin, end) of w with all rows of x, as many of x at a time as stay in the cache.
+template <typename Out>
+void Block(const Product<Out>& p, int64_t begin, int64_t end) {
+  const int64_t block = std::max<int64_t>(kBlock / p.size / kTokens, 1) * kTokens;
+  for (int64_t first = 0; first < p.num_tokens; first += block) {
+    const int64_t last = std::min(first + block, p.num_tokens);
+    int64_t row = begin;
+    for (; row + kRows <= end; row += kRows) Tiles<kRows>(p, row, first, last);
+    for (; row < end; ++row) Tiles<1>(p, row, first, last);
   }
 }
 
@@ -131,36 +154,20 @@ void Dot(const Product<Out>& p, int64_t row) {
   StoreOne(p.out + row, _mm512_reduce_add_ps(total));
 }
 
-template <typename Out>
-void Work(Product<Out>& p) {
-  for (;;) {
-    const int64_t begin = p.next_row.fetch_add(kChunk);
-    if (begin >= p.num_rows) return;
-    const int64_t end = std::min(begin + kChunk, p.num_rows);
-    int64_t row = begin;
-    if (p.num_tokens == 1) {
-      for (; row < end; ++row) Dot(p, row);
-    }
-    for (; row + kRows <= end; row += kRows) TilesOfRows<kRows>(p, row);
-    for (; row < end; ++row) TilesOfRows<1>(p, row);
-    if (p.num_done.fetch_add(end - begin) + end - begin == p.num_rows) p.num_done.notify_all();
-  }
-}
-
 template <typename Out, ffi::DataType kOut>
 ffi::Error Run(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w, ffi::ResultBuffer<kOut> out) {
-  // Shared: a helper may wake up after this call has returned. It finds no row left then, and touches no buffer.
-  auto p = std::make_shared<Product<Out>>();
-  p->x = static_cast<const uint16_t*>(x.untyped_data());
-  p->w = static_cast<const uint16_t*>(w.untyped_data());
-  p->out = static_cast<Out*>(out->untyped_data());
-  p->num_tokens = x.dimensions()[0];
-  p->num_rows = w.dimensions()[0];
-  p->size = w.dimensions()[1];
-  const int64_t num_helpers = std::min(pool.num_threads(), (p->num_rows + kChunk - 1) / kChunk) - 1;
-  for (int64_t i = 0; i < num_helpers; ++i) pool.Schedule([p] { Work(*p); });
-  Work(*p);
-  for (int64_t done; (done = p->num_done.load()) < p->num_rows;) p->num_done.wait(done);
+  const Product<Out> p = {
+      .x = static_cast<const uint16_t*>(x.untyped_data()),
+      .w = static_cast<const uint16_t*>(w.untyped_data()),
+      .out = static_cast<Out*>(out->untyped_data()),
+      .num_tokens = x.dimensions()[0],
+      .num_rows = w.dimensions()[0],
+      .size = w.dimensions()[1],
+  };
+  native::ForEach(pool, p.num_rows, kChunk, [p](int64_t begin, int64_t end) {
+    if (p.num_tokens > 1) return Block(p, begin, end);
+    for (int64_t row = begin; row < end; ++row) Dot(p, row);
+  });
   return ffi::Error::Success();
 }
 
@@ -177,10 +184,3 @@ auto Binding() {
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MatmulToFloat32, (Run<float, ffi::F32>), Binding<ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MatmulToBFloat16, (Run<uint16_t, ffi::BF16>), Binding<ffi::BF16>());
-
-// Whether this processor has the instructions that the file is compiled for.
-extern "C" bool IsSupported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16");
-}

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserve.pallas_kernels.dispatch import dispatch
-from jaxserve.pallas_kernels.ragged_paged_attention import ref, xla
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu, ref, xla
 
-IMPLEMENTATIONS = {"xla": xla.attend, "ref": ref.attend}
+IMPLEMENTATIONS = {"cpu": cpu.attend, "xla": xla.attend, "ref": ref.attend}
 
 
 def ragged_paged_attention(
@@ -42,7 +42,7 @@ def ragged_paged_attention(
       max_q_len: 1 promises that no row has more than one query; None promises nothing (static).
       kv_dtype: what the pool holds, when its array type is an unsigned integer of the same width (static). A pool kept as
         bits is faster on CPU; see `xla.py`.
-      impl: "xla", "ref", or None for the first that takes the case (static).
+      impl: "cpu" (our own, with AVX-512), "xla", "ref", or None for the first that takes the case (static).
 
     Returns: float[t n h] in q's dtype (softmax and sums are computed in float32), and the pool.
 
@@ -72,9 +72,9 @@ def ragged_paged_attention(
     )
 
 
-def chosen(impl: str | None = None) -> str:
-    """The name of the implementation a call without special cases takes."""
-    return impl or next(iter(IMPLEMENTATIONS))
+def chosen(dtype: jnp.dtype, kv_dtype: jnp.dtype, head_size: int, impl: str | None = None) -> str:
+    """The name of the implementation that a model's calls take."""
+    return impl or ("xla" if cpu.refusal(dtype, kv_dtype, head_size) else "cpu")
 
 
 __all__ = ["IMPLEMENTATIONS", "chosen", "ragged_paged_attention"]

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +15,27 @@ from jaxserve.models import weights
 from jaxserve.models.config import dense_from_hf
 from jaxserve.models.kv import empty_pages
 from jaxserve.models.registry import family_of
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu
 from jaxserve.sampling.sampler import empty_state
 from tests.models import toy
 
 SLOTS, BLOCKS, BLOCK_SIZE = 4, 977, 8  # a prime number of blocks: its pages are easy to find in the program
 
 
+@pytest.mark.parametrize("backend", ["xla", "cpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rung", [Rung(4, 4, True), Rung(16, 4, False)], ids=["decode", "mixed"])
-def test_no_step_copies_the_pool(rung: Rung, dtype: str):
+def test_no_step_copies_the_pool(rung: Rung, dtype: str, backend: str, native_folder: Path):
     """A second user of the donated pool would make XLA copy all of it in every layer."""
+    if backend == "cpu" and (reason := cpu.refusal(jnp.dtype(dtype), jnp.dtype(dtype), 64)):
+        pytest.skip(reason)
     cfg = dense_from_hf(toy.CASES["llama3"]["config"])
     family = family_of(cfg)
     params = weights.random(family.abstract(cfg), jnp.dtype(dtype), 0)
     kv = empty_pages(cfg, BLOCKS, BLOCK_SIZE, jnp.dtype(dtype), as_bits=True)
     state = DeviceState(kv, empty_state(SLOTS, cfg.vocab_size))
     inputs = empty_inputs(rung, table_width=8, num_slots=SLOTS, vocab_size=cfg.vocab_size)
-    step = jax.jit(functools.partial(run_step, family, cfg, None), donate_argnums=1)
+    step = jax.jit(functools.partial(run_step, family, cfg, backend), donate_argnums=1)
     compiled = step.lower(params, state, inputs).compile()
     pages = BLOCKS * cfg.num_layers
     whole_pool = rf"= \w+\[(?:{pages},{cfg.num_kv_heads},2|{pages * cfg.num_kv_heads * 2}),[\d,]+\]\S* (copy|convert)\("
