@@ -16,10 +16,10 @@ from jaxserve.models.attention import attend
 from jaxserve.models.batch import TokenBatch, last_tokens, positions
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import KVPages
-from jaxserve.models.layers import embed, linear, rms_norm, swiglu
+from jaxserve.models.layers import embed, linear, rms_norm
 from jaxserve.models.rope import cos_sin
 from jaxserve.models.spec import Part, WeightSpec
-from jaxserve.pallas_kernels.matmul.op import matmul
+from jaxserve.pallas_kernels.matmul.op import gated_matmul, matmul
 
 T = TypeVar("T")  # what the tree holds: jax.Array, WeightSpec, a sharding, ...
 
@@ -136,8 +136,8 @@ def _mlp(layer: Layer[jax.Array], x_te: Float[Array, "t e"]) -> Float[Array, "t 
     with jax.named_scope("mlp"):
         _, ffn, embed_size = layer.gate_up_cfe.shape
         bias = None if layer.gate_up_bias_cf is None else layer.gate_up_bias_cf.reshape(2 * ffn)
-        gate_up_tf = linear(x_te, layer.gate_up_cfe.reshape(2 * ffn, embed_size), bias)
-        return linear(swiglu(gate_up_tf), layer.down_ef, layer.down_bias_e)
+        gated_tf = gated_matmul(x_te, layer.gate_up_cfe.reshape(2 * ffn, embed_size), bias)
+        return linear(gated_tf, layer.down_ef, layer.down_bias_e)
 
 
 def abstract(cfg: ModelConfig) -> Params[WeightSpec]:

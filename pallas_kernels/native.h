@@ -43,6 +43,16 @@ void ForEach(xla::ffi::ThreadPool pool, int64_t count, int64_t chunk, Body body)
   for (int64_t done; (done = loop->num_done.load()) < count;) loop->num_done.wait(done);
 }
 
+// 2 to the power of x, also where that is infinite or zero. Relative error below 2e-7.
+inline __m512 PowerOfTwo(__m512 x) {
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 part = _mm512_sub_ps(x, whole);
+  __m512 sum = _mm512_set1_ps(1.5403530e-4f);
+  for (const float next : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(next));
+  return _mm512_scalef_ps(sum, whole);
+}
+
 }  // namespace native
 
 // Whether this processor has the instructions that the kernels are compiled for.

@@ -3,6 +3,9 @@
 // XLA's own product on CPU repacks w on every call, which for few rows of x takes longer than reading it. Here a tile
 // keeps the dot products of a few rows of w with a few rows of x in registers, each as 16 partial sums, and walks along i
 // once: nothing is packed. Rows of w are handed out in chunks; threads of XLA's pool take the next one when they are free.
+// A gated product keeps the sums of both halves of w in the cache and returns silu(gate) * up.
+
+#include <vector>
 
 #include "native.h"
 
@@ -14,15 +17,15 @@ constexpr int64_t kRows = 4;         // rows of w in a tile
 constexpr int64_t kTokens = 6;       // most rows of x in a tile: 4 x 6 sums, 6 of x and 1 of w fit the 32 registers
 constexpr int64_t kLanes = 32;       // bfloat16 values in a register
 constexpr int64_t kChunk = 64;       // rows of w that a thread takes at a time
-constexpr int64_t kBlock = 128 << 10;   // values of x in a block: 256 KB, which leaves room in a second-level cache
-constexpr int64_t kPrefetch = 4096;  // values ahead in a dot product; what the hardware fetches by itself ends at the next page
+constexpr int64_t kBlock = 128 << 10;  // values of x in a block: 256 KB, which leave room in a second-level cache
+constexpr int64_t kPrefetch = 4096;  // values ahead in a dot product; the hardware fetches no further than a page
 
 template <typename Out>
 struct Product {
   const uint16_t* x;  // [num_tokens, size]
-  const uint16_t* w;  // [num_rows, size]
-  Out* out;           // [num_tokens, num_rows]; float, or bfloat16 as uint16_t
-  int64_t num_tokens, num_rows, size;
+  const uint16_t* w;  // [row, size]
+  Out* out;           // [num_tokens, row], `stride` apart; float, or bfloat16 as uint16_t
+  int64_t num_tokens, stride, size;
 };
 
 // Adds the products of the next values of W rows of w and X rows of x.
@@ -76,13 +79,13 @@ void Tile(const Product<Out>& p, int64_t row, int64_t token, const uint16_t* ahe
     const __mmask32 mask = (__mmask32{1} << tail) - 1;
     Step(sums, w + whole, x + whole, p.size, [mask](const uint16_t* a) { return _mm512_maskz_loadu_epi16(mask, a); });
   }
-  Out* out = p.out + token * p.num_rows + row;
+  Out* out = p.out + token * p.stride + row;
 #pragma GCC unroll 8
   for (int64_t j = 0; j < X; ++j) {
     if constexpr (W == kRows) {
-      Store(out + j * p.num_rows, Totals(sums[0][j], sums[1][j], sums[2][j], sums[3][j]));
+      Store(out + j * p.stride, Totals(sums[0][j], sums[1][j], sums[2][j], sums[3][j]));
     } else {
-      StoreOne(out + j * p.num_rows, _mm512_reduce_add_ps(sums[0][j]));
+      StoreOne(out + j * p.stride, _mm512_reduce_add_ps(sums[0][j]));
     }
   }
 }
@@ -100,31 +103,19 @@ void TileOf(const Product<Out>& p, int64_t row, int64_t token, int64_t end, cons
   }
 }
 
-// W rows of w with rows [first, last) of x, in tiles as even as possible. The tiles share the fetching of the next rows of
+// W rows of w with all rows of x, in tiles as even as possible. The tiles share the fetching of the next rows of
 // w, so that memory is asked evenly: fetched by the first tile alone, 32 rows of x take 10 % longer.
 template <int64_t W, typename Out>
-void Tiles(const Product<Out>& p, int64_t row, int64_t first, int64_t last) {
-  const int64_t n = (last - first + kTokens - 1) / kTokens;
+void Tiles(const Product<Out>& p, int64_t row) {
+  const int64_t n = (p.num_tokens + kTokens - 1) / kTokens;
   const uint16_t* ahead = p.w + (row + W) * p.size;
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t begin = first + (last - first) * i / n, end = first + (last - first) * (i + 1) / n;
+    const int64_t begin = p.num_tokens * i / n, end = p.num_tokens * (i + 1) / n;
     if (W < kRows) TileOf<W, 0>(p, row, begin, end, ahead);
     else if (n == 1) TileOf<W, 4>(p, row, begin, end, ahead);
     else if (n < 4 && i < 2) TileOf<W, 2>(p, row, begin, end, ahead + 2 * i * p.size);
     else if (n >= 4 && i < 4) TileOf<W, 1>(p, row, begin, end, ahead + i * p.size);
     else TileOf<W, 0>(p, row, begin, end, ahead);
-  }
-}
-
-// Rows [begin, end) of w with all rows of x, as many of x at a time as stay in the cache.
-template <typename Out>
-void Block(const Product<Out>& p, int64_t begin, int64_t end) {
-  const int64_t block = std::max<int64_t>(kBlock / p.size / kTokens, 1) * kTokens;
-  for (int64_t first = 0; first < p.num_tokens; first += block) {
-    const int64_t last = std::min(first + block, p.num_tokens);
-    int64_t row = begin;
-    for (; row + kRows <= end; row += kRows) Tiles<kRows>(p, row, first, last);
-    for (; row < end; ++row) Tiles<1>(p, row, first, last);
   }
 }
 
@@ -154,19 +145,78 @@ void Dot(const Product<Out>& p, int64_t row) {
   StoreOne(p.out + row, _mm512_reduce_add_ps(total));
 }
 
+// Rows [begin, end) of w with all rows of x.
+template <typename Out>
+void Rows(const Product<Out>& p, int64_t begin, int64_t end) {
+  int64_t row = begin;
+  if (p.num_tokens == 1) {
+    for (; row < end; ++row) Dot(p, row);
+  }
+  for (; row + kRows <= end; row += kRows) Tiles<kRows>(p, row);
+  for (; row < end; ++row) Tiles<1>(p, row);
+}
+
+// How many rows of x of a size stay in the cache.
+int64_t TokensInBlock(int64_t size) { return std::max<int64_t>(kBlock / size / kTokens, 1) * kTokens; }
+
 template <typename Out, ffi::DataType kOut>
 ffi::Error Run(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w, ffi::ResultBuffer<kOut> out) {
-  const Product<Out> p = {
-      .x = static_cast<const uint16_t*>(x.untyped_data()),
-      .w = static_cast<const uint16_t*>(w.untyped_data()),
-      .out = static_cast<Out*>(out->untyped_data()),
-      .num_tokens = x.dimensions()[0],
-      .num_rows = w.dimensions()[0],
-      .size = w.dimensions()[1],
-  };
-  native::ForEach(pool, p.num_rows, kChunk, [p](int64_t begin, int64_t end) {
-    if (p.num_tokens > 1) return Block(p, begin, end);
-    for (int64_t row = begin; row < end; ++row) Dot(p, row);
+  const auto* x_data = static_cast<const uint16_t*>(x.untyped_data());
+  const auto* w_data = static_cast<const uint16_t*>(w.untyped_data());
+  auto* out_data = static_cast<Out*>(out->untyped_data());
+  const int64_t num_tokens = x.dimensions()[0], size = x.dimensions()[1], width = w.dimensions()[0];
+  native::ForEach(pool, width, kChunk, [=](int64_t begin, int64_t end) {
+    const int64_t block = TokensInBlock(size);
+    for (int64_t first = 0; first < num_tokens; first += block) {
+      Rows(Product<Out>{.x = x_data + first * size,
+                        .w = w_data,
+                        .out = out_data + first * width,
+                        .num_tokens = std::min(block, num_tokens - first),
+                        .stride = width,
+                        .size = size},
+           begin, end);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// silu(gate) * up of columns [begin, end) of `out`, from sums of the chunk: [token, gate | up], kChunk / 2 each.
+void Gate(const float* sums, uint16_t* out, int64_t num_tokens, int64_t stride, int64_t begin, int64_t end) {
+  for (int64_t token = 0; token < num_tokens; ++token) {
+    for (int64_t column = begin; column < end; column += 16) {
+      const float* at = sums + token * kChunk + column - begin;
+      const __m512 gate = _mm512_loadu_ps(at), up = _mm512_loadu_ps(at + kChunk / 2);
+      const __m512 power = native::PowerOfTwo(_mm512_mul_ps(gate, _mm512_set1_ps(-1.44269504f)));
+      const __m512 silu = _mm512_div_ps(gate, _mm512_add_ps(power, _mm512_set1_ps(1)));
+      const __mmask16 mask = end - column >= 16 ? 0xffff : (1u << (end - column)) - 1;
+      _mm256_mask_storeu_epi16(out + token * stride + column, mask, (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(silu, up)));
+    }
+  }
+}
+
+ffi::Error RunGated(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w,
+                    ffi::ResultBuffer<ffi::BF16> out) {
+  const auto* x_data = reinterpret_cast<const uint16_t*>(x.typed_data());
+  const auto* w_data = reinterpret_cast<const uint16_t*>(w.typed_data());
+  auto* out_data = reinterpret_cast<uint16_t*>(out->typed_data());
+  const int64_t num_tokens = x.dimensions()[0], size = x.dimensions()[1], width = out->dimensions()[1];
+  native::ForEach(pool, width, kChunk / 2, [=](int64_t begin, int64_t end) {
+    static thread_local std::vector<float> sums;
+    const int64_t block = TokensInBlock(size);
+    sums.resize(std::max<size_t>(sums.size(), block * kChunk));
+    for (int64_t first = 0; first < num_tokens; first += block) {
+      const int64_t last = std::min(first + block, num_tokens);
+      for (int64_t half = 0; half < 2; ++half) {
+        const Product<float> p = {.x = x_data + first * size,
+                                  .w = w_data + (half * width + begin) * size,
+                                  .out = sums.data() + half * kChunk / 2,
+                                  .num_tokens = last - first,
+                                  .stride = kChunk,
+                                  .size = size};
+        Rows(p, 0, end - begin);
+      }
+      Gate(sums.data(), out_data + first * width, last - first, width, begin, end);
+    }
   });
   return ffi::Error::Success();
 }
@@ -183,4 +233,5 @@ auto Binding() {
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MatmulToFloat32, (Run<float, ffi::F32>), Binding<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GatedMatmul, RunGated, Binding<ffi::BF16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MatmulToBFloat16, (Run<uint16_t, ffi::BF16>), Binding<ffi::BF16>());

@@ -15,26 +15,37 @@ from jaxserve.pallas_kernels import native
 from jaxserve.pallas_kernels.matmul import xla
 
 _TARGETS = {"float32": "MatmulToFloat32", "bfloat16": "MatmulToBFloat16"}  # dtype of the result -> symbol in cpu.cc
-_LIBRARY = native.Library(Path(__file__).with_name("cpu.cc"), tuple(_TARGETS.values()))
+_GATED = "GatedMatmul"
+_LIBRARY = native.Library(Path(__file__).with_name("cpu.cc"), (*_TARGETS.values(), _GATED))
 _MIN_WEIGHTS = 1 << 18  # below, waking other threads costs more than it brings
 
 
 def matmul(x_ti, w_oi, out_dtype):
     """See `op.matmul`."""
-    if x_ti.dtype != jnp.bfloat16 or w_oi.dtype != jnp.bfloat16:
-        raise NotImplementedError("only bfloat16")
     if str(out_dtype) not in _TARGETS:
         raise NotImplementedError(f"only results of {' or '.join(_TARGETS)}")
-    if w_oi.size < _MIN_WEIGHTS:
-        raise NotImplementedError(f"only weights of at least {_MIN_WEIGHTS} values")
-    if reason := refusal():
-        raise NotImplementedError(reason)
+    _refuse(x_ti, w_oi)
+    out = jax.ShapeDtypeStruct((x_ti.shape[0], w_oi.shape[0]), out_dtype)
     # A program may be compiled here for another platform, ahead of time.
     return jax.lax.platform_dependent(
         x_ti,
         w_oi,
-        cpu=functools.partial(_call, out_dtype=out_dtype),
+        cpu=jax.ffi.ffi_call(native.target(_TARGETS[str(out_dtype)]), out),
         default=functools.partial(xla.matmul, out_dtype=out_dtype),
+    )
+
+
+def gated_matmul(x_ti, w_oi, bias_o):
+    """See `op.gated_matmul`."""
+    if bias_o is not None:
+        raise NotImplementedError("no bias")
+    _refuse(x_ti, w_oi)
+    out = jax.ShapeDtypeStruct((x_ti.shape[0], w_oi.shape[0] // 2), x_ti.dtype)
+    return jax.lax.platform_dependent(
+        x_ti,
+        w_oi,
+        cpu=jax.ffi.ffi_call(native.target(_GATED), out),
+        default=functools.partial(xla.gated_matmul, bias_o=None),
     )
 
 
@@ -43,6 +54,10 @@ def refusal() -> str:
     return native.refusal(_LIBRARY)
 
 
-def _call(x_ti, w_oi, out_dtype):
-    out = jax.ShapeDtypeStruct((x_ti.shape[0], w_oi.shape[0]), out_dtype)
-    return jax.ffi.ffi_call(native.target(_TARGETS[str(out_dtype)]), out)(x_ti, w_oi)
+def _refuse(x_ti, w_oi) -> None:
+    if x_ti.dtype != jnp.bfloat16 or w_oi.dtype != jnp.bfloat16:
+        raise NotImplementedError("only bfloat16")
+    if w_oi.size < _MIN_WEIGHTS:
+        raise NotImplementedError(f"only weights of at least {_MIN_WEIGHTS} values")
+    if reason := refusal():
+        raise NotImplementedError(reason)

@@ -8,6 +8,7 @@ from jaxserve.pallas_kernels.dispatch import dispatch
 from jaxserve.pallas_kernels.matmul import cpu, ref, xla
 
 IMPLEMENTATIONS = {"cpu": cpu.matmul, "xla": xla.matmul, "ref": ref.matmul}
+GATED = {"cpu": cpu.gated_matmul, "xla": xla.gated_matmul, "ref": ref.gated_matmul}
 
 
 def matmul(
@@ -27,9 +28,23 @@ def matmul(
     return dispatch("matmul", IMPLEMENTATIONS, impl, x_ti, w_oi, jnp.dtype(out_dtype))
 
 
+def gated_matmul(
+    x_ti: Float[Array, "t i"],
+    w_oi: Float[Array, "o i"],
+    bias_o: Float[Array, " o"] | None = None,
+    *,
+    impl: str | None = None,
+) -> Float[Array, "t half_o"]:
+    """`silu(x @ gate.T) * (x @ up.T)` in x's dtype, where w is gate above up. Source: arXiv 2002.05202.
+
+    Implementations round the two products to x's dtype before they are multiplied, or only the result.
+    """
+    return dispatch("gated_matmul", GATED, impl, x_ti, w_oi, bias_o)
+
+
 def chosen(dtype: jnp.dtype) -> str:
     """The name of the implementation that large weights of a type take."""
     return "cpu" if dtype == jnp.bfloat16 and not cpu.refusal() else "xla"
 
 
-__all__ = ["IMPLEMENTATIONS", "chosen", "matmul"]
+__all__ = ["GATED", "IMPLEMENTATIONS", "chosen", "gated_matmul", "matmul"]

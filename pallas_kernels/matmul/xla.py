@@ -11,6 +11,16 @@ def matmul(x_ti, w_oi, out_dtype):
     return jax.lax.platform_dependent(x_ti, w_oi, cpu=_on_cpu, default=_product).astype(out_dtype)
 
 
+def gated_matmul(x_ti, w_oi, bias_o):
+    """See `op.gated_matmul`. The sigmoid is a tanh, which XLA on CPU computes a third faster than the exponential."""
+    gate_up_to = matmul(x_ti, w_oi, x_ti.dtype if bias_o is None else jnp.float32)
+    if bias_o is not None:
+        gate_up_to = (gate_up_to + bias_o.astype(jnp.float32)[None, :]).astype(x_ti.dtype)
+    gate_tf, up_tf = jnp.split(gate_up_to, 2, axis=-1)
+    half_tf = 0.5 * gate_tf.astype(jnp.float32)
+    return (half_tf + half_tf * jnp.tanh(half_tf)).astype(gate_tf.dtype) * up_tf
+
+
 def _on_cpu(x_ti, w_oi):
     num_rows = x_ti.shape[0]
     if x_ti.dtype != jnp.float32 and num_rows == 1:

@@ -122,16 +122,6 @@ template <typename Kind, int64_t R>
   }
 }
 
-// 2 to the power of x, for x <= 0. Relative error below 2e-7.
-inline __m512 PowerOfTwo(__m512 x) {
-  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 part = _mm512_sub_ps(x, whole);
-  __m512 sum = _mm512_set1_ps(1.5403530e-4f);
-  for (const float next : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(next));
-  return _mm512_scalef_ps(sum, whole);
-}
-
 // Scores of one query with the keys [begin, end) of a chunk become weights; the others get none. Returns the factor by
 // which earlier sums shrink.
 template <typename Kind>
@@ -147,7 +137,7 @@ float Weigh(const float* scores, int32_t* weights, int64_t begin, int64_t end, i
   __m512 sum = _mm512_setzero_ps();
   for (int64_t key = 0; key < num_keys; key += kLanes) {
     const __m512 weight = _mm512_maskz_mov_ps(
-        seen(key), PowerOfTwo(_mm512_fmadd_ps(_mm512_load_ps(scores + key), factor, shift)));
+        seen(key), native::PowerOfTwo(_mm512_fmadd_ps(_mm512_load_ps(scores + key), factor, shift)));
     sum = _mm512_add_ps(sum, weight);
     Kind::Store(reinterpret_cast<typename Kind::Value*>(weights) + key, 0xffff, weight);
   }

@@ -51,6 +51,28 @@ def test_our_own_product_equals_numpy(shape, product, small_weights):
     np.testing.assert_array_equal(rounded, got.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_gated_product_equals_the_formula(dtype, has_bias):
+    x_ti, w_oi = factors((5, 66, 40), dtype)
+    bias_o = jnp.linspace(-1, 1, 66).astype(dtype) if has_bias else None
+    want, got = (op.gated_matmul(x_ti, w_oi, bias_o, impl=impl) for impl in ("ref", "xla"))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got, want.astype(np.float32), rtol=3e-2 if dtype == jnp.bfloat16 else 1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("shape", [(t, 2 * f, i) for t, f, i in ((1, 8, 4), (1, 515, 896), (7, 31, 65), (150, 97, 2048))])
+def test_our_own_gated_product_equals_the_formula(shape, product, small_weights):
+    x_ti, w_oi = factors(shape, jnp.bfloat16)
+    want, got = (jax.jit(op.gated_matmul, static_argnames="impl")(x_ti, w_oi, impl=impl) for impl in ("ref", "cpu"))
+    np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), rtol=1e-2, atol=1e-3)
+
+
+def test_gates_may_be_extreme(product, small_weights):
+    x_ti, w_oi = jnp.ones((1, 1), jnp.bfloat16), jnp.asarray([[-300.0], [300.0], [0.0], [2.0], [2.0], [2.0]], jnp.bfloat16)
+    np.testing.assert_array_equal(op.gated_matmul(x_ti, w_oi, impl="cpu"), [[0.0, 600.0, 0.0]])
+
+
 def test_our_own_product_reads_no_more_than_its_factors(product, small_weights):
     x_ti, w_oi = factors((3, 70, 45), jnp.bfloat16)
     x_around = jnp.full((5, 45), jnp.nan, jnp.bfloat16).at[1:4].set(x_ti)
