@@ -61,7 +61,9 @@ def test_a_gated_product_equals_the_formula(dtype, has_bias):
     np.testing.assert_allclose(got, want.astype(np.float32), rtol=3e-2 if dtype == jnp.bfloat16 else 1e-5, atol=5e-5)
 
 
-@pytest.mark.parametrize("shape", [(t, 2 * f, i) for t, f, i in ((1, 8, 4), (1, 515, 896), (7, 31, 65), (150, 97, 2048))])
+@pytest.mark.parametrize(
+    "shape", [(t, 2 * f, i) for t, f, i in ((1, 8, 4), (1, 515, 896), (7, 31, 65), (150, 97, 2048))]
+)
 def test_our_own_gated_product_equals_the_formula(shape, product, small_weights):
     x_ti, w_oi = factors(shape, jnp.bfloat16)
     want, got = (jax.jit(op.gated_matmul, static_argnames="impl")(x_ti, w_oi, impl=impl) for impl in ("ref", "cpu"))
@@ -69,7 +71,10 @@ def test_our_own_gated_product_equals_the_formula(shape, product, small_weights)
 
 
 def test_gates_may_be_extreme(product, small_weights):
-    x_ti, w_oi = jnp.ones((1, 1), jnp.bfloat16), jnp.asarray([[-300.0], [300.0], [0.0], [2.0], [2.0], [2.0]], jnp.bfloat16)
+    x_ti, w_oi = (
+        jnp.ones((1, 1), jnp.bfloat16),
+        jnp.asarray([[-300.0], [300.0], [0.0], [2.0], [2.0], [2.0]], jnp.bfloat16),
+    )
     np.testing.assert_array_equal(op.gated_matmul(x_ti, w_oi, impl="cpu"), [[0.0, 600.0, 0.0]])
 
 
