@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -72,13 +73,14 @@ def start(name: str, python: Path, workload: dict[str, Any], scratch: Path, time
     begin = time.perf_counter()
     with log.open("w") as errors:
         process = subprocess.Popen(
-            call, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            call, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, process_group=0
         )
     try:
         answer = read_answer(process, timeout_s, log)
     except NotAvailableError:
         process.kill()
         raise
+    _signal(process, signal.SIGSTOP)
     warm_up_s = answer["ready"]["warm_up_s"]
     return Worker(
         name=name,
@@ -93,16 +95,30 @@ def start(name: str, python: Path, workload: dict[str, Any], scratch: Path, time
 
 
 def ask(worker: Worker, row: str) -> dict[str, Any]:
-    """Measures one row once: `{"value": tokens/s, "total_s": ..., "tokens": ...}`."""
+    """Measures one row once: `{"value": tokens/s, "total_s": ..., "tokens": ...}`.
+
+    Between its turns a worker and its children are stopped: threads of some engines go on spinning for a while, or for
+    ever, and would slow down the next one.
+    """
     assert worker.process.stdin is not None
+    _signal(worker.process, signal.SIGCONT)
     worker.process.stdin.write(row + "\n")
     worker.process.stdin.flush()
-    return read_answer(worker.process, worker.timeout_s, worker.log)
+    answer = read_answer(worker.process, worker.timeout_s, worker.log)
+    _signal(worker.process, signal.SIGSTOP)
+    return answer
+
+
+def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Signals a worker and its children, if it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, number)
 
 
 def stop(worker: Worker) -> None:
     """Ends a worker; by force if it does not go by itself."""
     assert worker.process.stdin is not None
+    _signal(worker.process, signal.SIGCONT)
     worker.process.stdin.close()
     try:
         worker.process.wait(20)
