@@ -35,7 +35,7 @@ def attend(
             q_tnh,
             k_tkh,
             v_tkh,
-            kv.pages_pk2bh,
+            kv.pages_pkbd,
             batch.table_sm * kv.num_layers + index,
             batch.q_start_s,
             batch.kv_len_s,
@@ -45,7 +45,7 @@ def attend(
             kv_dtype=kv.dtype,
             impl=impl,
         )
-    return out_tnh.reshape(-1, cfg.num_heads * cfg.head_size), dataclasses.replace(kv, pages_pk2bh=pages)
+    return out_tnh.reshape(-1, cfg.num_heads * cfg.head_size), dataclasses.replace(kv, pages_pkbd=pages)
 
 
 def _project(layer: Any, cfg: ModelConfig, x_te: Float[Array, "t e"]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -21,19 +21,19 @@ T = TypeVar("T")  # what the tree holds: an array, a shape, a sharding
 class KVPages(Generic[T]):
     """`[page, kv head, key | value, slot in page, head]`: one head's keys of a page are one contiguous read."""
 
-    pages_pk2bh: T  # of `dtype`, or unsigned integers of its width
+    pages_pkbd: T  # of `dtype`, or unsigned integers of its width
     num_layers: int = struct.field(pytree_node=False)
     dtype: jnp.dtype = struct.field(pytree_node=False)
 
     @property
     def block_size(self) -> int:
         """Tokens per block."""
-        return self.pages_pk2bh.shape[3]  # pyright: ignore[reportAttributeAccessIssue]
+        return self.pages_pkbd.shape[3]  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def num_blocks(self) -> int:
         """Blocks in the pool."""
-        return self.pages_pk2bh.shape[0] // self.num_layers  # pyright: ignore[reportAttributeAccessIssue]
+        return self.pages_pkbd.shape[0] // self.num_layers  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def block_bytes(cfg: ModelConfig, block_size: int, dtype: jnp.dtype) -> int:
@@ -48,11 +48,11 @@ def empty_pages(
     shape = (num_blocks * cfg.num_layers, cfg.num_kv_heads, 2, block_size, cfg.head_size)
     dtype = jnp.dtype(dtype)
     stored = jnp.dtype(f"uint{dtype.itemsize * 8}") if as_bits and dtype.itemsize < 4 else dtype
-    return KVPages(pages_pk2bh=jnp.zeros(shape, stored), num_layers=cfg.num_layers, dtype=dtype)
+    return KVPages(pages_pkbd=jnp.zeros(shape, stored), num_layers=cfg.num_layers, dtype=dtype)
 
 
 def copy_blocks(kv: KVPages[jax.Array], source_c: Int[Array, " c"], target_c: Int[Array, " c"]) -> KVPages[jax.Array]:
     """Copy whole blocks, all layers. Pairs whose target lies past the pool are dropped (padding)."""
-    blocks = kv.pages_pk2bh.reshape(kv.num_blocks, kv.num_layers, *kv.pages_pk2bh.shape[1:])
+    blocks = kv.pages_pkbd.reshape(kv.num_blocks, kv.num_layers, *kv.pages_pkbd.shape[1:])
     blocks = blocks.at[target_c].set(blocks[source_c], mode="drop")
-    return dataclasses.replace(kv, pages_pk2bh=blocks.reshape(kv.pages_pk2bh.shape))
+    return dataclasses.replace(kv, pages_pkbd=blocks.reshape(kv.pages_pkbd.shape))

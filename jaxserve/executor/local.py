@@ -114,7 +114,7 @@ class LocalExecutor:
     def dispatch(self, plan: StepPlan) -> Pending:
         """Copies, slot starts, then the step itself; returns before the device is done."""
         with self._losing_state_on_failure(plan):
-            if self._state.kv.pages_pk2bh.is_deleted():  # by a step that failed
+            if self._state.kv.pages_pkbd.is_deleted():  # by a step that failed
                 self._state = self._empty_state()
             compiles = count_compiles()
             self._copy_blocks(plan.copies)

@@ -16,6 +16,9 @@ class Case:
     page_size: int = 16
     window: int | None = None
     dtype: str = "float32"
+    kv_dtype: str | None = None  # as `dtype`
+    soft_cap: float | None = None
+    has_sinks: bool = False
     padding: int = 3
     spare_columns: int = 2  # table columns that no row needs
 
@@ -51,6 +54,19 @@ CASES: dict[str, Case] = {
     "bfloat16": Case(rows=((70, 1), (300, 40), (64, 64)), dtype="bfloat16", head_size=64),
     "bfloat16 window": Case(rows=((70, 1), (300, 40)), dtype="bfloat16", window=50),
     "float16": Case(rows=((70, 1), (40, 40)), dtype="float16"),
+    "head 96": Case(rows=((70, 1), (40, 40)), head_size=96),
+    "head 256": Case(rows=((70, 1), (40, 40)), head_size=256),
+    "soft cap": Case(rows=((70, 1), (40, 40)), soft_cap=2.0),
+    "sinks": Case(rows=((70, 1), (40, 40), (1, 1)), has_sinks=True),
+    "sinks and a window": Case(rows=((300, 1), (140, 140)), has_sinks=True, window=30),
+    "int8 pool": Case(rows=((70, 1), (300, 40)), kv_dtype="int8", page_size=32, head_size=64),
+    "int8 pool of a bfloat16 model": Case(
+        rows=((70, 1), (300, 40)), dtype="bfloat16", kv_dtype="int8", page_size=32, head_size=64
+    ),
+    "float8 pool": Case(
+        rows=((70, 1), (300, 40)), dtype="bfloat16", kv_dtype="float8_e4m3fn", page_size=32, head_size=64
+    ),
+    "bfloat16 pool of a float32 model": Case(rows=((70, 1), (300, 40)), kv_dtype="bfloat16"),
 }
 
 
@@ -65,25 +81,34 @@ def make_arrays(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     width = max([*need, 1]) + case.spare_columns
     num_pages = sum(need) + 5
     order = rng.permutation(np.arange(1, num_pages)).astype(np.int32)
-    pages = np.full((num_pages, case.num_kv_heads, 2, case.page_size, case.head_size), np.nan, np.float32)
+    pages = np.full((num_pages, case.num_kv_heads, case.page_size, 2 * case.head_size), np.nan, np.float32)
     table, used = np.zeros((len(case.rows), width), np.int32), 0
     for row, (kv_len, q_len) in enumerate(case.rows):
         table[row, : need[row]] = order[used : used + need[row]]
         used += need[row]
         for position in range(kv_len - q_len):
             page, slot = table[row, position // case.page_size], position % case.page_size
-            pages[page, :, :, slot] = rng.standard_normal((case.num_kv_heads, 2, case.head_size))
+            pages[page, :, slot] = rng.standard_normal((case.num_kv_heads, 2 * case.head_size))
     tokens = case.num_tokens
 
     def normal(heads: int) -> np.ndarray:
         return rng.standard_normal((tokens, heads, case.head_size), dtype=np.float32)
 
-    return {
+    arrays = {
         "q_tnh": normal(case.num_heads),
         "k_tkh": normal(case.num_kv_heads),
         "v_tkh": normal(case.num_kv_heads),
-        "pages_pk2bh": pages,
+        "pages_pkbd": pages,
         "table_sm": table,
         "q_start_s": np.cumsum([0, *(q for _, q in case.rows)]).astype(np.int32),
         "kv_len_s": np.array([kv_len for kv_len, _ in case.rows], np.int32),
     }
+    if case.has_sinks:
+        arrays["sinks_n"] = rng.standard_normal(case.num_heads, dtype=np.float32)
+    if case.kv_dtype == "int8":
+        arrays["kv_scale_2k"] = rng.uniform(0.03, 0.05, (2, case.num_kv_heads)).astype(np.float32)
+        # An int8 has no nan; the largest value, far from the others, is as good.
+        arrays["pages_pkbd"] = np.where(np.isnan(pages), 127.0, np.round(pages / 0.04))
+    elif case.kv_dtype == "float8_e4m3fn":
+        arrays["kv_scale_2k"] = rng.uniform(0.5, 1.0, (2, case.num_kv_heads)).astype(np.float32)
+    return arrays

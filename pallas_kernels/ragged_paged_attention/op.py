@@ -4,56 +4,70 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserve.pallas_kernels.dispatch import dispatch
-from jaxserve.pallas_kernels.ragged_paged_attention import cpu, ref, xla
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu, ref, tpu, xla
+from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
 
-IMPLEMENTATIONS = {"cpu": cpu.attend, "xla": xla.attend, "ref": ref.attend}
+IMPLEMENTATIONS = {"tpu": tpu.attend, "cpu": cpu.attend, "xla": xla.attend, "ref": ref.attend}
 
 
 def ragged_paged_attention(
     q_tnh: Float[Array, "t n h"],
     k_tkh: Float[Array, "t k h"],
     v_tkh: Float[Array, "t k h"],
-    pages_pk2bh: Shaped[Array, "p k 2 b h"],
+    pages_pkbd: Shaped[Array, "p k b d"],
     table_sm: Int[Array, "s m"],
     q_start_s: Int[Array, " s1"],
     kv_len_s: Int[Array, " s"],
     *,
     scale: float,
     window: int | None = None,
+    soft_cap: float | None = None,
+    sinks_n: Float[Array, " n"] | None = None,
+    kv_scale_2k: Float[Array, "2 k"] | None = None,
     max_q_len: int | None = None,
     kv_dtype: jnp.dtype | None = None,
+    wants_lse: bool = False,
     impl: str | None = None,
-) -> tuple[Float[Array, "t n h"], Shaped[Array, "p k 2 b h"]]:
+) -> Attended:
     """Store the new keys and values in their pages, then attend causally from every query over its row's pages.
 
     Writing is part of the operation because only an implementation knows how to do it without copying the pool: the
-    returned pages reuse the buffer of `pages_pk2bh` when the enclosing jit may (donate it).
+    returned pages reuse the buffer of `pages_pkbd` when the enclosing jit may (donate it).
 
     Args:
       q_tnh: queries, rotated, not scaled; n is a multiple of the k KV heads, query head i reads KV head i // (n // k).
-      k_tkh, v_tkh: keys (rotated) and values of the same tokens; cast to the pool's dtype.
-      pages_pk2bh: the pool; `[:, :, 0]` keys, `[:, :, 1]` values. Slots past a row's length are never used.
+      k_tkh, v_tkh: keys (rotated) and values of the same tokens; brought to the pool's dtype.
+      pages_pkbd: the pool: p pages of b tokens; d = 2 h, a token's key and its value side by side, so that heads of 64 fill
+        the 128 lanes of a TPU. Slots past a row's length are never used.
       table_sm: page ids of each row in order of position. Entries past a row's length may hold anything.
       q_start_s: i32[s + 1], where each row's tokens begin in q, ascending; the last entry ends the last row. Tokens past
         it are padding, and their output is unspecified but finite.
       kv_len_s: tokens of each row, this step's included; its queries are the last ones. 0 for an empty row.
       scale: factor of q . k before the softmax (static).
       window: attend only to the last `window` positions, the query's own included; None for all (static).
+      soft_cap: scores x become soft_cap * tanh(x / soft_cap) (static). Source: Gemma 2, arXiv 2408.00118.
+      sinks_n: a logit per query head that takes part in the softmax and carries no value. Source: arXiv 2309.17453, as
+        learnt by gpt-oss.
+      kv_scale_2k: what stored keys (row 0) and values (row 1) of a KV head are multiplied with; for int8 and float8 pools.
       max_q_len: 1 promises that no row has more than one query; None promises nothing (static).
       kv_dtype: what the pool holds, when its array type is an unsigned integer of the same width (static). A pool kept as
         bits is faster on CPU; see `xla.py`.
-      impl: "cpu" (our own, with AVX-512), "xla", "ref", or None for the first that takes the case (static).
+      wants_lse: also return the logarithm of each softmax's denominator (static), with which partial results over parts of
+        the context can be merged; -1e30 or less where a query saw nothing.
+      impl: "tpu" (Pallas), "cpu" (C++ with AVX-512), "xla", "ref", or None for the first that takes the case (static).
 
-    Returns: float[t n h] in q's dtype (softmax and sums are computed in float32), and the pool.
+    Returns: float[t n h] in q's dtype (softmax and sums are computed in float32), the pool, and f32[t n] if wanted.
+
+    Raises: ValueError for arguments that do not fit each other, before anything is traced.
 
     Source: paging, arXiv 2309.06180; softmax over blocks with a running maximum, arXiv 2205.14135.
     """
-    if q_start_s.shape[0] != kv_len_s.shape[0] + 1 or table_sm.shape[0] != kv_len_s.shape[0]:
-        raise ValueError(
-            f"{q_start_s.shape=} must be one longer than {kv_len_s.shape=}, and {table_sm.shape=} have a row for each"
-        )
-    if q_tnh.shape[1] % pages_pk2bh.shape[1]:
-        raise ValueError(f"{q_tnh.shape[1]} query heads are not a multiple of {pages_pk2bh.shape[1]} KV heads")
+    kv_dtype = jnp.dtype(kv_dtype or pages_pkbd.dtype)
+    _check(q_tnh, k_tkh, v_tkh, pages_pkbd, table_sm, q_start_s, kv_len_s, sinks_n, kv_scale_2k, kv_dtype)
+    if window is not None and window < 1:
+        raise ValueError(f"{window=} must be at least 1, or None")
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"{soft_cap=} must be above 0, or None")
     return dispatch(
         "ragged_paged_attention",
         IMPLEMENTATIONS,
@@ -61,20 +75,48 @@ def ragged_paged_attention(
         q_tnh,
         k_tkh,
         v_tkh,
-        pages_pk2bh,
-        table_sm,
-        q_start_s,
-        kv_len_s,
-        scale=scale,
-        window=window,
-        max_q_len=max_q_len,
-        kv_dtype=jnp.dtype(kv_dtype or pages_pk2bh.dtype),
+        pages_pkbd,
+        Rows(table_sm, q_start_s, kv_len_s),
+        Extras(sinks_n, kv_scale_2k),
+        Options(scale, window, soft_cap, max_q_len, kv_dtype, wants_lse),
     )
+
+
+def _check(q_tnh, k_tkh, v_tkh, pages_pkbd, table_sm, q_start_s, kv_len_s, sinks_n, kv_scale_2k, kv_dtype) -> None:
+    """The first argument that does not fit the others, by name."""
+    num_tokens, num_heads, head_size = q_tnh.shape
+    _, num_kv_heads, page_size, double = pages_pkbd.shape
+    num_rows = kv_len_s.shape[0]
+    kv_shape = (num_tokens, num_kv_heads, head_size)
+    if k_tkh.shape != kv_shape or v_tkh.shape != kv_shape:
+        raise ValueError(f"{k_tkh.shape=} and {v_tkh.shape=} must be {kv_shape}, as {q_tnh.shape=} and the pool say")
+    if double != 2 * head_size:
+        raise ValueError(f"{pages_pkbd.shape=} must end in twice the head size of {q_tnh.shape=}")
+    if page_size & (page_size - 1):
+        raise ValueError(f"{pages_pkbd.shape=}: the page size {page_size} is not a power of two")
+    if num_heads % num_kv_heads:
+        raise ValueError(f"{num_heads} query heads (q_tnh) are not a multiple of {num_kv_heads} KV heads (pages_pkbd)")
+    if q_start_s.shape[0] != num_rows + 1 or table_sm.shape[0] != num_rows:
+        raise ValueError(
+            f"{q_start_s.shape=} must be one longer than {kv_len_s.shape=}, and {table_sm.shape=} have a row for each"
+        )
+    if pages_pkbd.dtype != kv_dtype and pages_pkbd.dtype.itemsize != kv_dtype.itemsize:
+        raise ValueError(f"{kv_dtype=} does not have the width of {pages_pkbd.dtype=}")
+    if sinks_n is not None and sinks_n.shape != (num_heads,):
+        raise ValueError(f"{sinks_n.shape=} must be ({num_heads},), one per query head")
+    if kv_scale_2k is not None and kv_scale_2k.shape != (2, num_kv_heads):
+        raise ValueError(f"{kv_scale_2k.shape=} must be (2, {num_kv_heads}), for keys and values of each KV head")
+    if kv_scale_2k is None and jnp.issubdtype(kv_dtype, jnp.signedinteger):
+        raise ValueError(f"kv_scale_2k is needed for a pool of {kv_dtype}")
 
 
 def chosen(dtype: jnp.dtype, kv_dtype: jnp.dtype, head_size: int, impl: str | None = None) -> str:
     """The name of the implementation that a model's calls take."""
-    return impl or ("xla" if cpu.refusal(dtype, kv_dtype, head_size) else "cpu")
+    if impl is not None:
+        return impl
+    if not tpu.refusal(dtype, kv_dtype):
+        return "tpu"
+    return "xla" if cpu.refusal(dtype, kv_dtype, head_size) else "cpu"
 
 
-__all__ = ["IMPLEMENTATIONS", "chosen", "ragged_paged_attention"]
+__all__ = ["IMPLEMENTATIONS", "Attended", "chosen", "ragged_paged_attention"]

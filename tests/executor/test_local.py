@@ -41,6 +41,6 @@ def test_no_step_copies_the_pool(rung: Rung, dtype: str, backend: str, native_fo
     whole_pool = rf"= \w+\[(?:{pages},{cfg.num_kv_heads},2|{pages * cfg.num_kv_heads * 2}),[\d,]+\]\S* (copy|convert)\("
     found = re.findall(whole_pool, compiled.as_text())
     assert not found, f"the step copies the pool {len(found)} times"
-    pool_bytes = kv.pages_pk2bh.nbytes
+    pool_bytes = kv.pages_pkbd.nbytes
     assert compiled.memory_analysis().temp_size_in_bytes < pool_bytes / 2
     assert compiled.memory_analysis().alias_size_in_bytes >= pool_bytes

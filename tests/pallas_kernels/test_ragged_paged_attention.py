@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
-from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op, tpu
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, make_arrays
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 
@@ -15,70 +16,86 @@ BACKENDS = [name for name in op.IMPLEMENTATIONS if name != "ref"]
 
 
 @pytest.fixture(autouse=True)
-def native_or_skip(request, native_folder):
-    """Our own kernel is there where the machine can compile and run it."""
+def native_or_skip(request, native_folder, monkeypatch):
+    """Our C++ kernel is there where the machine can compile and run it; TPU kernels are interpreted, watching for races."""
+    monkeypatch.setattr(tpu, "INTERPRET", pltpu.InterpretParams(detect_races=True))
     values = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     float32 = jnp.dtype("float32")
     if values.get("impl") == "cpu" and (reason := cpu.refusal(float32, float32, 64)):
         pytest.skip(reason)
 
 
-def takes(impl: str, name: str) -> bool:
-    """Whether an implementation takes a case; the others are in `test_what_our_own_kernel_refuses`."""
-    return impl != "cpu" or CASES[name].dtype != "float16"
+def refuses(impl: str, case: Case) -> bool:
+    """Whether an implementation refuses a case; `test_refusals` holds it to that."""
+    kv_dtype = case.kv_dtype or case.dtype
+    if impl == "cpu":
+        return kv_dtype != case.dtype or case.dtype == "float16" or case.has_sinks or case.soft_cap is not None
+    if impl == "tpu":
+        return "float16" in (case.dtype, kv_dtype) or case.page_size % (32 // jnp.dtype(kv_dtype).itemsize) != 0
+    return False
 
 
-ALL = [(name, impl) for impl in BACKENDS for name in CASES if takes(impl, name)]
-NARROW = [(name, impl) for name, impl in ALL if CASES[name].dtype != "float32"]
+PAIRS = [(name, impl) for impl in BACKENDS for name in CASES]
+TAKEN = [(name, impl) for name, impl in PAIRS if not refuses(impl, CASES[name])]
+NARROW = [(name, impl) for name, impl in TAKEN if jnp.dtype(CASES[name].dtype).itemsize < 4 and impl != "tpu"]
 
 
-def tolerance(dtype: str) -> float:
+def tolerance(case: Case) -> float:
     """Largest error of a weighted mean of values of size 1: float32 sums, or factors rounded to 8 or 11 bits."""
-    return {"float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}[dtype]
+    return {"float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}[case.dtype]
 
 
-def call(
-    case: Case, arrays: dict[str, np.ndarray], impl: str, *, as_bits: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    dtype = jnp.dtype(case.dtype)
-    floats = {name: jnp.asarray(arrays[name], dtype) for name in ("q_tnh", "k_tkh", "v_tkh", "pages_pk2bh")}
+def call(case: Case, arrays: dict[str, np.ndarray], impl: str, *, as_bits: bool = False, wants_lse: bool = False):
+    """Output, pool and lse as float32 arrays."""
+    dtype, kv_dtype = jnp.dtype(case.dtype), jnp.dtype(case.kv_dtype or case.dtype)
+    inputs = {name: jnp.asarray(x, dtype if name in ("q_tnh", "k_tkh", "v_tkh") else None) for name, x in arrays.items()}
+    inputs["pages_pkbd"] = jnp.asarray(arrays["pages_pkbd"], kv_dtype)
     if as_bits:
-        floats["pages_pk2bh"] = jax.lax.bitcast_convert_type(floats["pages_pk2bh"], f"uint{dtype.itemsize * 8}")
+        inputs["pages_pkbd"] = jax.lax.bitcast_convert_type(inputs["pages_pkbd"], f"uint{kv_dtype.itemsize * 8}")
     longest = max((q for _, q in case.rows), default=0)
+    options = {"scale": 0.3, "window": case.window, "soft_cap": case.soft_cap, "kv_dtype": kv_dtype}
 
     @jax.jit
-    def run(inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        out, pages = ragged_paged_attention(
-            **inputs,
-            scale=0.3,
-            window=case.window,
-            max_q_len=1 if longest == 1 else None,
-            kv_dtype=dtype,
-            impl=impl,
-        )
-        return out, jax.lax.bitcast_convert_type(pages, dtype)
+    def run(inputs):
+        max_q_len = 1 if longest == 1 else None
+        done = ragged_paged_attention(**inputs, **options, max_q_len=max_q_len, wants_lse=wants_lse, impl=impl)
+        return done.out_tnh, jax.lax.bitcast_convert_type(done.pages_pkbd, kv_dtype), done.lse_tn
 
-    out, pages = run(floats | {name: arrays[name] for name in ("table_sm", "q_start_s", "kv_len_s")})
-    return np.asarray(out, np.float32), np.asarray(pages, np.float32)
+    done = run(inputs)
+    return tuple(None if x is None else np.asarray(x, np.float32) for x in done)
 
 
-@pytest.mark.parametrize(("name", "impl"), ALL)
-def test_equals_the_formula(name: str, impl: str):
-    case = CASES[name]
-    arrays = make_arrays(case)
-    expected, expected_pages = call(case, arrays, "ref")
-    out, pages = call(case, arrays, impl)
+def assert_equals_the_formula(case: Case, impl: str, seed: int = 0) -> None:
+    arrays = make_arrays(case, seed)
+    wants_lse = impl != "cpu"
+    expected, expected_pages, expected_lse = call(case, arrays, "ref", wants_lse=wants_lse)
+    out, pages, lse = call(case, arrays, impl, wants_lse=wants_lse)
     real = arrays["q_start_s"][-1]
     assert np.isfinite(out).all(), "a number that must not be read was read"
-    np.testing.assert_allclose(out[:real], expected[:real], atol=tolerance(case.dtype), rtol=0)
+    np.testing.assert_allclose(out[:real], expected[:real], atol=tolerance(case), rtol=0)
     np.testing.assert_array_equal(pages, expected_pages)
+    if wants_lse:
+        np.testing.assert_allclose(lse[:real], expected_lse[:real], atol=tolerance(case), rtol=0)
+
+
+@pytest.mark.parametrize(("name", "impl"), TAKEN)
+def test_equals_the_formula(name: str, impl: str, capfd: pytest.CaptureFixture[str]):
+    assert_equals_the_formula(CASES[name], impl)
+    assert "RACE DETECTED" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(("name", "impl"), NARROW)
 def test_a_pool_stored_as_bits_gives_the_same(name: str, impl: str):
     arrays = make_arrays(CASES[name])
-    for plain, bits in zip(call(CASES[name], arrays, impl), call(CASES[name], arrays, impl, as_bits=True), strict=True):
-        np.testing.assert_array_equal(plain, bits)
+    plain, bits = (call(CASES[name], arrays, impl, as_bits=as_bits) for as_bits in (False, True))
+    np.testing.assert_array_equal(plain[0], bits[0])
+    np.testing.assert_array_equal(plain[1], bits[1])
+
+
+@pytest.mark.parametrize(("name", "impl"), [pair for pair in PAIRS if pair not in TAKEN])
+def test_refusals(name: str, impl: str):
+    with pytest.raises(NotImplementedError):
+        call(CASES[name], make_arrays(CASES[name]), impl)
 
 
 @pytest.mark.slow
@@ -86,7 +103,6 @@ def test_a_pool_stored_as_bits_gives_the_same(name: str, impl: str):
 @pytest.mark.parametrize("seed", range(60))
 def test_random_shapes(seed: int, impl: str):
     rng = np.random.default_rng(seed)
-    page_size = int(rng.choice([8, 16, 32, 64, 128]))
     kv_heads = int(rng.choice([1, 2, 3]))
     lengths = [int(rng.integers(0, 40 if rng.random() < 0.6 else 700)) for _ in range(rng.integers(1, 24))]
     rows = tuple((n, 0 if n == 0 else 1 if rng.random() < 0.5 else int(rng.integers(1, n + 1))) for n in lengths)
@@ -96,43 +112,33 @@ def test_random_shapes(seed: int, impl: str):
         num_heads=kv_heads * int(rng.choice([1, 2, 7])),
         head_size=int(rng.choice([16, 40, 64, 80])),
         dtype=str(rng.choice(["float32", "bfloat16"])),
-        page_size=page_size,
+        page_size=int(rng.choice([16, 32, 64, 128])),
         window=None if rng.random() < 0.5 else int(rng.integers(1, 500)),
         padding=int(rng.integers(0, 9)),
     )
-    arrays = make_arrays(case, seed)
-    (expected, expected_pages), (out, pages) = call(case, arrays, "ref"), call(case, arrays, impl)
-    real = arrays["q_start_s"][-1]
-    assert np.isfinite(out).all()
-    np.testing.assert_allclose(out[:real], expected[:real], atol=tolerance(case.dtype), rtol=0)
-    np.testing.assert_array_equal(pages, expected_pages)
+    assert_equals_the_formula(case, impl, seed)
 
 
 def test_the_reference_by_hand():
     """Two positions, one head of size 2, values 1 and 3: weights 1/4 and 3/4 when the scores differ by log 3."""
     log3 = float(np.log(3.0))
-    pages = np.full((2, 1, 2, 2, 2), np.nan, np.float32)
-    pages[1, 0, 0, 0], pages[1, 0, 1, 0] = (0.0, 0.0), (1.0, 10.0)
-    out, after = ragged_paged_attention(
+    pages = np.full((2, 1, 2, 4), np.nan, np.float32)
+    pages[1, 0, 0] = (0.0, 0.0, 1.0, 10.0)
+    out, after, lse = ragged_paged_attention(
         q_tnh=jnp.asarray([[[1.0, 0.0]]]),
         k_tkh=jnp.asarray([[[2 * log3, 5.0]]]),
         v_tkh=jnp.asarray([[[3.0, 30.0]]]),
-        pages_pk2bh=jnp.asarray(pages),
+        pages_pkbd=jnp.asarray(pages),
         table_sm=jnp.asarray([[1]]),
         q_start_s=jnp.asarray([0, 1]),
         kv_len_s=jnp.asarray([2]),
         scale=0.5,
+        wants_lse=True,
         impl="ref",
     )
     np.testing.assert_allclose(out, [[[2.5, 25.0]]], rtol=1e-6)
-    np.testing.assert_allclose(after[1, 0, :, 1], [[2 * log3, 5.0], [3.0, 30.0]])
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_what_our_own_kernel_refuses(dtype: str):
-    case = dataclasses.replace(CASES["one token"], dtype=dtype, head_size=7)
-    with pytest.raises(NotImplementedError, match="bfloat16"):
-        call(case, make_arrays(case), "cpu")
+    np.testing.assert_allclose(after[1, 0, 1], [2 * log3, 5.0, 3.0, 30.0])
+    np.testing.assert_allclose(lse, [[np.log(4.0)]], rtol=1e-6)
 
 
 def test_an_unknown_implementation_is_named():
@@ -141,7 +147,43 @@ def test_an_unknown_implementation_is_named():
         call(CASES["one token"], arrays, "cuda")
 
 
-def test_wrong_shapes_are_refused():
-    arrays = make_arrays(CASES["mixed"])
-    with pytest.raises(ValueError, match="must be one longer"):
-        call(CASES["mixed"], arrays | {"q_start_s": arrays["q_start_s"][:-1]}, "xla")
+WRONG = {
+    "must be one longer": {"q_start_s": np.zeros(3, np.int32)},
+    "twice the head size": {"pages_pkbd": np.zeros((4, 2, 16, 16), np.float32)},
+    "not a power of two": {"pages_pkbd": np.zeros((4, 2, 24, 32), np.float32)},
+    "not a multiple of 3": {
+        "pages_pkbd": np.zeros((4, 3, 16, 32), np.float32),
+        "k_tkh": np.zeros((165, 3, 16), np.float32),
+        "v_tkh": np.zeros((165, 3, 16), np.float32),
+    },
+    "k_tkh.shape": {"k_tkh": np.zeros((5, 2, 16), np.float32)},
+    "sinks_n.shape": {"sinks_n": np.zeros(3, np.float32)},
+    "kv_scale_2k.shape": {"kv_scale_2k": np.zeros((2, 5), np.float32)},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_shapes_are_refused_by_name(message: str):
+    case = dataclasses.replace(CASES["mixed"], padding=CASES["mixed"].padding)
+    arrays = make_arrays(case)
+    wrong = {
+        name: x[: case.num_tokens] if name in ("k_tkh", "v_tkh") and x.shape[0] > 100 else x
+        for name, x in WRONG[message].items()
+    }
+    with pytest.raises(ValueError, match=message):
+        call(case, arrays | wrong, "xla")
+
+
+@pytest.mark.parametrize("options", [{"window": 0}, {"soft_cap": 0.0}, {"soft_cap": -1.0}])
+def test_wrong_options_are_refused_by_name(options: dict[str, float]):
+    case = dataclasses.replace(CASES["mixed"], **options)
+    with pytest.raises(ValueError, match=next(iter(options))):
+        call(case, make_arrays(case), "xla")
+
+
+def test_an_int8_pool_needs_scales():
+    case = CASES["int8 pool"]
+    arrays = make_arrays(case)
+    del arrays["kv_scale_2k"]
+    with pytest.raises(ValueError, match="kv_scale_2k is needed"):
+        call(case, arrays, "xla")
