@@ -31,7 +31,7 @@ def attend(
     q_tnh, k_tkh, v_tkh = _project(layer, cfg, rms_norm(x_te, layer.attn_norm_e, cfg.norm_eps))
     q_tnh, k_tkh = rotate(q_tnh, *rotation), rotate(k_tkh, *rotation)
     with jax.named_scope("attention"):
-        out_tnh, pages = ragged_paged_attention(
+        done = ragged_paged_attention(
             q_tnh,
             k_tkh,
             v_tkh,
@@ -45,7 +45,8 @@ def attend(
             kv_dtype=kv.dtype,
             impl=impl,
         )
-    return out_tnh.reshape(-1, cfg.num_heads * cfg.head_size), dataclasses.replace(kv, pages_pkbd=pages)
+    heads_tm = done.out_tnh.reshape(-1, cfg.num_heads * cfg.head_size)
+    return heads_tm, dataclasses.replace(kv, pages_pkbd=done.pages_pkbd)
 
 
 def _project(layer: Any, cfg: ModelConfig, x_te: Float[Array, "t e"]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -19,7 +19,7 @@ T = TypeVar("T")  # what the tree holds: an array, a shape, a sharding
 
 @struct.dataclass
 class KVPages(Generic[T]):
-    """`[page, kv head, key | value, slot in page, head]`: one head's keys of a page are one contiguous read."""
+    """`[page, kv head, slot in page, key and value side by side]`: one head's part of a page is one contiguous read."""
 
     pages_pkbd: T  # of `dtype`, or unsigned integers of its width
     num_layers: int = struct.field(pytree_node=False)
@@ -28,7 +28,7 @@ class KVPages(Generic[T]):
     @property
     def block_size(self) -> int:
         """Tokens per block."""
-        return self.pages_pkbd.shape[3]  # pyright: ignore[reportAttributeAccessIssue]
+        return self.pages_pkbd.shape[2]  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def num_blocks(self) -> int:
@@ -45,7 +45,7 @@ def empty_pages(
     cfg: ModelConfig, num_blocks: int, block_size: int, dtype: jnp.dtype, as_bits: bool = False
 ) -> KVPages[jax.Array]:
     """A zeroed pool. `as_bits` stores narrow floats as unsigned integers, which XLA on CPU can update in place."""
-    shape = (num_blocks * cfg.num_layers, cfg.num_kv_heads, 2, block_size, cfg.head_size)
+    shape = (num_blocks * cfg.num_layers, cfg.num_kv_heads, block_size, 2 * cfg.head_size)
     dtype = jnp.dtype(dtype)
     stored = jnp.dtype(f"uint{dtype.itemsize * 8}") if as_bits and dtype.itemsize < 4 else dtype
     return KVPages(pages_pkbd=jnp.zeros(shape, stored), num_layers=cfg.num_layers, dtype=dtype)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import jax
 
+from jaxserve.pallas_kernels.platform import target_platform
+
 _HEADER = Path(__file__).with_name("native.h")
 _FLAGS = ("-std=c++20", "-O3", "-w", "-shared", "-fPIC", f"-I{_HEADER.parent}")
 _INSTRUCTIONS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16")
@@ -47,7 +49,7 @@ def enable(folder: Path | None) -> None:
 
 def refusal(library: Library) -> str:
     """Why a library cannot be used on this machine, or nothing. Compiles and loads it when asked for the first time."""
-    if jax.default_backend() != "cpu":
+    if target_platform() != "cpu":
         return "only CPU"
     with _lock:
         if _folder is None:

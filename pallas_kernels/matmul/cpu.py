@@ -5,14 +5,12 @@ Subnormal numbers count as zero, as always with these instructions. Where there 
 it refuses, and XLA's product is used.
 """
 
-import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from jaxserve.pallas_kernels import native
-from jaxserve.pallas_kernels.matmul import xla
 
 _TARGETS = {"float32": "MatmulToFloat32", "bfloat16": "MatmulToBFloat16"}  # dtype of the result -> symbol in cpu.cc
 _GATED = "GatedMatmul"
@@ -26,13 +24,7 @@ def matmul(x_ti, w_oi, out_dtype):
         raise NotImplementedError(f"only results of {' or '.join(_TARGETS)}")
     _refuse(x_ti, w_oi)
     out = jax.ShapeDtypeStruct((x_ti.shape[0], w_oi.shape[0]), out_dtype)
-    # A program may be compiled here for another platform, ahead of time.
-    return jax.lax.platform_dependent(
-        x_ti,
-        w_oi,
-        cpu=jax.ffi.ffi_call(native.target(_TARGETS[str(out_dtype)]), out),
-        default=functools.partial(xla.matmul, out_dtype=out_dtype),
-    )
+    return jax.ffi.ffi_call(native.target(_TARGETS[str(out_dtype)]), out)(x_ti, w_oi)
 
 
 def gated_matmul(x_ti, w_oi, bias_o):
@@ -41,12 +33,7 @@ def gated_matmul(x_ti, w_oi, bias_o):
         raise NotImplementedError("no bias")
     _refuse(x_ti, w_oi)
     out = jax.ShapeDtypeStruct((x_ti.shape[0], w_oi.shape[0] // 2), x_ti.dtype)
-    return jax.lax.platform_dependent(
-        x_ti,
-        w_oi,
-        cpu=jax.ffi.ffi_call(native.target(_GATED), out),
-        default=functools.partial(xla.gated_matmul, bias_o=None),
-    )
+    return jax.ffi.ffi_call(native.target(_GATED), out)(x_ti, w_oi)
 
 
 def refusal() -> str:

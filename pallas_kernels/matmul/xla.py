@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 
+from jaxserve.pallas_kernels.platform import target_platform
+
 _FEW_ROWS = 128  # up to so many float32 rows, w is better the left factor
 
 
 def matmul(x_ti, w_oi, out_dtype):
     """See `op.matmul`. Always summed in float32 and then cast: XLA on CPU is slow to sum into a narrow float."""
-    return jax.lax.platform_dependent(x_ti, w_oi, cpu=_on_cpu, default=_product).astype(out_dtype)
+    product = _on_cpu if target_platform() == "cpu" else _product
+    return product(x_ti, w_oi).astype(out_dtype)
 
 
 def gated_matmul(x_ti, w_oi, bias_o):

@@ -74,7 +74,7 @@ template <typename Kind>
 struct Call {
   using Value = typename Kind::Value;
   const Value *q, *k, *v;           // [token, n, h], [token, num_kv_heads, h] twice
-  Value* pages;                     // [page, kv head, key | value, slot, h]
+  Value* pages;                     // [page, kv head, slot, key | value of h]
   const int32_t *table, *q_start, *kv_len;
   Value* out;                       // [token, n, h]
   int64_t num_tokens, num_rows, table_width, num_kv_heads, group, page_size, head_size;
@@ -83,8 +83,9 @@ struct Call {
 
   int64_t num_units() const { return head_size / Kind::kPerUnit; }
   int64_t out_width() const { return RoundUp(head_size, kWidth); }
-  Value* keys_of(int64_t row, int64_t kv_head, int64_t page) const {
-    return pages + (table[row * table_width + page] * num_kv_heads + kv_head) * 2 * page_size * head_size;
+  // The key of a slot of a row's page; its value follows.
+  Value* key_of(int64_t row, int64_t kv_head, int64_t page, int64_t slot) const {
+    return pages + ((table[row * table_width + page] * num_kv_heads + kv_head) * page_size + slot) * 2 * head_size;
   }
 };
 
@@ -178,7 +179,7 @@ inline void Transpose(__m512i (&m)[16]) {
 // Packs keys and values of a chunk. Keys that are not there (null) get values of zero; their scores are never looked at.
 template <typename Kind>
 void Pack(const Call<Kind>& call, const std::array<const typename Kind::Value*, kKeys>& key, int64_t num_keys, Scratch& s) {
-  const int64_t num_units = call.num_units(), width = call.out_width(), page = call.page_size * call.head_size;
+  const int64_t num_units = call.num_units(), width = call.out_width();
   for (int64_t begin = 0; begin < num_keys; begin += kLanes) {
     for (int64_t u = 0; u < num_units; u += kLanes) {
       const __mmask16 mask = FirstLanes(num_units - u);
@@ -195,7 +196,7 @@ void Pack(const Call<Kind>& call, const std::array<const typename Kind::Value*, 
     const typename Kind::Value* value[Kind::kPerUnit];
     for (int64_t i = 0; i < Kind::kPerUnit; ++i) {
       const auto* at = key[unit * Kind::kPerUnit + i];
-      value[i] = at ? at + page : nullptr;
+      value[i] = at ? at + call.head_size : nullptr;
     }
     for (int64_t h = 0; h < call.head_size; h += 2 * kLanes) {
       __m512i two[2];
@@ -296,11 +297,9 @@ void Attend(const Call<Kind>& call, const Tile& tile, int64_t kv_head) {
     for (int64_t i = 0; i < kKeys; ++i) {
       key[i] = nullptr;
       if (base + i >= end) continue;
-      key[i] = call.keys_of(tile.row, kv_head, page) + slot * call.head_size;
-      for (int64_t h = 0; h < call.head_size; h += 64 / sizeof(Value)) {  // pages lie scattered in memory
+      key[i] = call.key_of(tile.row, kv_head, page, slot);
+      for (int64_t h = 0; h < 2 * call.head_size; h += 64 / sizeof(Value))  // pages lie scattered in memory
         _mm_prefetch(reinterpret_cast<const char*>(key[i] + h), _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(key[i] + call.page_size * call.head_size + h), _MM_HINT_T1);
-      }
       if (++slot == call.page_size) slot = 0, ++page;
     }
   };
@@ -326,10 +325,10 @@ void Write(const Call<Kind>& call, int64_t row) {
   for (int64_t token = call.q_start[row]; token < call.q_start[row + 1]; ++token) {
     const int64_t position = first + token - call.q_start[row];
     for (int64_t head = 0; head < call.num_kv_heads; ++head) {
-      auto* key = call.keys_of(row, head, position / call.page_size) + position % call.page_size * size;
+      auto* key = call.key_of(row, head, position / call.page_size, position % call.page_size);
       const int64_t source = (token * call.num_kv_heads + head) * size;
       std::memcpy(key, call.k + source, size * sizeof(*key));
-      std::memcpy(key + call.page_size * size, call.v + source, size * sizeof(*key));
+      std::memcpy(key + size, call.v + source, size * sizeof(*key));
     }
   }
 }
@@ -354,8 +353,8 @@ ffi::Error Run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::An
       .table_width = table.dimensions()[1],
       .num_kv_heads = pages_shape[1],
       .group = q.dimensions()[1] / pages_shape[1],
-      .page_size = pages_shape[3],
-      .head_size = pages_shape[4],
+      .page_size = pages_shape[2],
+      .head_size = pages_shape[3] / 2,
       .scale = scale * 1.44269504f,  // exp(x) = 2 ^ (x / ln 2)
       .window = window,
   };

@@ -5,7 +5,6 @@ keeps them in the nearest cache. A row's decode is not split along its keys: on 
 rows x KV heads, some stay idle.
 """
 
-import functools
 from pathlib import Path
 
 import jax
@@ -13,42 +12,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.pallas_kernels import native
-from jaxserve.pallas_kernels.ragged_paged_attention import xla
+from jaxserve.pallas_kernels.platform import target_platform
+from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
 
 _TARGETS = {"float32": "AttendFloat32", "bfloat16": "AttendBFloat16"}
 _LIBRARY = native.Library(Path(__file__).with_name("cpu.cc"), tuple(_TARGETS.values()))
 
 
-def attend(q_tnh, k_tkh, v_tkh, pages_pk2bh, table_sm, q_start_s, kv_len_s, *, scale, window, max_q_len, kv_dtype):
+def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options: Options) -> Attended:
     """See `op.ragged_paged_attention`."""
-    if reason := refusal(q_tnh.dtype, kv_dtype, q_tnh.shape[2]):
+    if reason := refusal(q_tnh.dtype, options.kv_dtype, q_tnh.shape[2]):
         raise NotImplementedError(reason)
-    # A program may be compiled here for another platform, ahead of time.
-    return jax.lax.platform_dependent(
-        q_tnh,
-        k_tkh.astype(kv_dtype),
-        v_tkh.astype(kv_dtype),
-        pages_pk2bh,
-        *(ids.astype(jnp.int32) for ids in (table_sm, q_start_s, kv_len_s)),
-        cpu=functools.partial(_call, target=native.target(_TARGETS[str(kv_dtype)]), scale=scale, window=window),
-        default=functools.partial(xla.attend, scale=scale, window=window, max_q_len=max_q_len, kv_dtype=kv_dtype),
+    if options.soft_cap is not None or options.wants_lse or any(x is not None for x in extras):
+        raise NotImplementedError("no soft cap, lse, sinks or scales")
+    results = (jax.ShapeDtypeStruct(q_tnh.shape, q_tnh.dtype), jax.ShapeDtypeStruct(pages_pkbd.shape, pages_pkbd.dtype))
+    call = jax.ffi.ffi_call(native.target(_TARGETS[str(options.kv_dtype)]), results, input_output_aliases={3: 1})
+    kv = (k_tkh.astype(options.kv_dtype), v_tkh.astype(options.kv_dtype))
+    ids = (x.astype(jnp.int32) for x in rows)
+    out_tnh, pages_pkbd = call(
+        q_tnh, *kv, pages_pkbd, *ids, scale=np.float32(options.scale), window=np.int64(options.window or 0)
     )
+    return Attended(out_tnh, pages_pkbd, None)
 
 
 def refusal(dtype: jnp.dtype, kv_dtype: jnp.dtype, head_size: int) -> str:
     """Why queries of a type over a pool of another cannot be attended here, or nothing."""
+    if target_platform() != "cpu":
+        return "only CPU"
     if dtype != kv_dtype or str(dtype) not in _TARGETS:
         return "only a float32 model over a float32 pool, or bfloat16 over bfloat16"
     if head_size * dtype.itemsize % 4:
         return "only even head sizes in bfloat16"
     return native.refusal(_LIBRARY)
-
-
-def _call(q_tnh, k_tkh, v_tkh, pages_pk2bh, table_sm, q_start_s, kv_len_s, *, target, scale, window):
-    results = (
-        jax.ShapeDtypeStruct(q_tnh.shape, q_tnh.dtype),
-        jax.ShapeDtypeStruct(pages_pk2bh.shape, pages_pk2bh.dtype),
-    )
-    call = jax.ffi.ffi_call(target, results, input_output_aliases={3: 1})
-    pool_and_ids = (pages_pk2bh, table_sm, q_start_s, kv_len_s)
-    return tuple(call(q_tnh, k_tkh, v_tkh, *pool_and_ids, scale=np.float32(scale), window=np.int64(window or 0)))

@@ -4,10 +4,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserve.pallas_kernels.dispatch import dispatch
+from jaxserve.pallas_kernels.platform import target_platform
 from jaxserve.pallas_kernels.ragged_paged_attention import cpu, ref, tpu, xla
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
 
 IMPLEMENTATIONS = {"tpu": tpu.attend, "cpu": cpu.attend, "xla": xla.attend, "ref": ref.attend}
+ORDER = {"tpu": ("tpu", "xla"), "gpu": ("xla",), "cpu": ("cpu", "xla")}  # what is tried, by platform
 
 
 def ragged_paged_attention(
@@ -70,7 +72,7 @@ def ragged_paged_attention(
         raise ValueError(f"{soft_cap=} must be above 0, or None")
     return dispatch(
         "ragged_paged_attention",
-        IMPLEMENTATIONS,
+        IMPLEMENTATIONS if impl else {name: IMPLEMENTATIONS[name] for name in ORDER[target_platform()]},
         impl,
         q_tnh,
         k_tkh,
@@ -111,12 +113,9 @@ def _check(q_tnh, k_tkh, v_tkh, pages_pkbd, table_sm, q_start_s, kv_len_s, sinks
 
 
 def chosen(dtype: jnp.dtype, kv_dtype: jnp.dtype, head_size: int, impl: str | None = None) -> str:
-    """The name of the implementation that a model's calls take."""
-    if impl is not None:
-        return impl
-    if not tpu.refusal(dtype, kv_dtype):
-        return "tpu"
-    return "xla" if cpu.refusal(dtype, kv_dtype, head_size) else "cpu"
+    """The name of the implementation that a model's calls take, if they ask for nothing special."""
+    names = [impl] if impl else ORDER[target_platform()]
+    return next(name for name in names if name != "cpu" or impl or not cpu.refusal(dtype, kv_dtype, head_size))
 
 
 __all__ = ["IMPLEMENTATIONS", "Attended", "chosen", "ragged_paged_attention"]

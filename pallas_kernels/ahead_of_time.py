@@ -1,0 +1,35 @@
+"""Compiling for TPUs that are not here: the real compiler runs on any machine with the `libtpu` package.
+
+Source: JAX's ahead-of-time topologies, https://docs.jax.dev/en/latest/aot.html.
+"""
+
+import os
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+# Chip -> the smallest slice the compiler knows by name. One device of it is compiled for.
+CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+
+
+def lower_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Lowered:
+    """Lower a jitted function for one device of a chip; `args` are arrays or `ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: an unknown chip.
+      RuntimeError: the `libtpu` package is missing.
+    """
+    if chip not in CHIPS:
+        raise ValueError(f"{chip=} is unknown; there are: {', '.join(CHIPS)}")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the library asks the cloud which machine this is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is opened, so processes do not disturb each other
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
+    device = topology.devices[0]
+    mesh = Mesh([device], ("device",))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
+    kind = AbstractDevice(platform="tpu", device_kind=device.device_kind, num_cores=device.num_cores or 1)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), abstract_device=kind)):
+        return jitted.lower(*shapes)
