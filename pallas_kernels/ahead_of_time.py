@@ -24,7 +24,9 @@ def lower_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Lowered:
     if chip not in CHIPS:
         raise ValueError(f"{chip=} is unknown; there are: {', '.join(CHIPS)}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the library asks the cloud which machine this is
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is opened, so processes do not disturb each other
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # no device is opened, so processes do not disturb each other
     topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
     device = topology.devices[0]
     mesh = Mesh([device], ("device",))

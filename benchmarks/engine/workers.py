@@ -73,7 +73,13 @@ def start(name: str, python: Path, workload: dict[str, Any], scratch: Path, time
     begin = time.perf_counter()
     with log.open("w") as errors:
         process = subprocess.Popen(
-            call, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, process_group=0
+            call,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            process_group=0,
         )
     try:
         answer = read_answer(process, timeout_s, log)

@@ -23,10 +23,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxserve.pallas_kernels.platform import target_platform
+from jaxserve.pallas_kernels.ragged_paged_attention import tuned
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, to_pool
 
-QUERY_TILE = 128  # tokens in a block, for rows with several queries
-CHUNK = 512  # keys in a buffer, about
 WRITES = 16  # tiles written at once
 INTERPRET = pltpu.InterpretParams()  # how the kernels run on a CPU; tests turn on the detection of races
 
@@ -40,7 +39,7 @@ class _Shape(NamedTuple):
     """What does not change within a call; all static."""
 
     tile: int  # tokens in a block
-    num_heads: int  # KV heads of one core
+    num_heads: int  # KV heads of one part
     group: int  # query heads per KV head
     width: int  # lanes of queries and sums
     page_size: int
@@ -75,7 +74,7 @@ def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options:
     q_tkgw = q_tnh.reshape(num_tokens, num_kv_heads, group, head_size)
     if not is_whole:
         q_tkgw = jnp.pad(q_tkgw, ((0, 0), (0, 0), (0, 0), (0, head_size)))
-    tile = min(QUERY_TILE, num_tokens)
+    tile = min(tuned.query_tile(), num_tokens)
     padding = -num_tokens % tile
     q_tkgw = jnp.pad(q_tkgw, ((0, padding), (0, 0), (0, 0), (0, 0)))
     lse_tkgl = jnp.zeros((*q_tkgw.shape[:3], _LANES), jnp.float32) if options.wants_lse else None
@@ -125,7 +124,8 @@ def _write(pages_pkbd, new_tkd, rows: Rows):
     most = min(num_tokens, num_tokens // size + 2 * len(begin_s))
     most = -(-most // WRITES) * WRITES
     row_x, group_x, count = _tiles(begin_s, rows.kv_len_s, size, most)
-    token_xg = (rows.q_start_s[row_x] - begin_s[row_x] + group_x * size)[:, None] + jnp.arange(size, dtype=jnp.int32)
+    first_x = rows.q_start_s[row_x] - begin_s[row_x] + group_x * size
+    token_xg = first_x[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
     new_xkgd = jnp.swapaxes(new_tkd[jnp.clip(token_xg, 0, num_tokens - 1)], 1, 2)
     scalars = (row_x, group_x, count[None], begin_s, rows.kv_len_s, rows.table_sm.reshape(-1))
     return pl.pallas_call(
@@ -196,15 +196,18 @@ def _attend_tiles(q_tkgw, pages, rows: Rows, extras: Extras, options: Options, s
     """Attend the rows that `takes_s` names, in blocks of `tile` tokens, into `sums`."""
     num_tokens, num_kv_heads, group, width = q_tkgw.shape
     _, _, page_size, double = pages.shape
-    num_cores = 2 if _cores_of_device() == 2 and num_kv_heads % 2 == 0 else 1
+    # Decodes wait for memory: all heads of a page in one copy. Larger tiles wait for arithmetic, and for a place in VMEM.
+    num_parts = num_kv_heads if tile > 1 else 2 if _cores_of_device() == 2 and num_kv_heads % 2 == 0 else 1
+    num_heads = num_kv_heads // num_parts
+    chunk = tuned.chunk(num_heads * double * pages.dtype.itemsize)
     is_narrow = q_tkgw.dtype == jnp.bfloat16 and pages.dtype != jnp.float32
     shape = _Shape(
         tile=tile,
-        num_heads=num_kv_heads // num_cores,
+        num_heads=num_heads,
         group=group,
         width=width,
         page_size=page_size,
-        chunk_pages=min(max(CHUNK // page_size, 1), rows.table_sm.shape[1]),
+        chunk_pages=min(max(chunk // page_size, 1), rows.table_sm.shape[1]),
         table_width=rows.table_sm.shape[1],
         dot_dtype=jnp.dtype(jnp.bfloat16 if is_narrow else jnp.float32),
         has_sinks=extras.sinks_n is not None,
@@ -220,14 +223,14 @@ def _attend_tiles(q_tkgw, pages, rows: Rows, extras: Extras, options: Options, s
 
     def block(last: int) -> pl.BlockSpec:
         return pl.BlockSpec(
-            (tile, shape.num_heads, group, last), lambda core, i, row_i, block_i, *_: (block_i[i], core, 0, 0)
+            (tile, shape.num_heads, group, last), lambda part, i, row_i, block_i, *_: (block_i[i], part, 0, 0)
         )
 
     inputs, in_specs = [q_tkgw, pages], [block(width), pl.BlockSpec(memory_space=pl.ANY)]
     if shape.has_sinks:
         sinks_kg1 = extras.sinks_n.astype(jnp.float32).reshape(num_kv_heads, group, 1) * _LOG2E
         inputs.append(jnp.broadcast_to(sinks_kg1, (num_kv_heads, group, _LANES)))
-        in_specs.append(pl.BlockSpec((shape.num_heads, group, _LANES), lambda core, i, *_: (core, 0, 0)))
+        in_specs.append(pl.BlockSpec((shape.num_heads, group, _LANES), lambda part, i, *_: (part, 0, 0)))
     if shape.has_scale:
         inputs.append(extras.kv_scale_2k.astype(jnp.float32))
         in_specs.append(pl.BlockSpec(memory_space=pltpu.SMEM))
@@ -239,7 +242,7 @@ def _attend_tiles(q_tkgw, pages, rows: Rows, extras: Extras, options: Options, s
         functools.partial(_attend_kernel, shape=shape),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
-            grid=(num_cores, count),
+            grid=(num_parts, count),
             in_specs=in_specs,
             out_specs=[block(x.shape[-1]) for x in outputs],
             scratch_shapes=[
@@ -254,15 +257,12 @@ def _attend_tiles(q_tkgw, pages, rows: Rows, extras: Extras, options: Options, s
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
         input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM_BYTES
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tuned.vmem_bytes()
         ),
         interpret=_interpret(),
         name="decode" if tile == 1 else "prefill",
     )(*scalars, *inputs, *outputs)
     return (done[0], done[1] if len(done) == 2 else None)
-
-
-_VMEM_BYTES = 64 << 20
 
 
 def _cores_of_device() -> int:
@@ -281,7 +281,7 @@ def _attend_kernel(row_i, block_i, q_start_s, kv_len_s, table, q_ref, pages_ref,
     out_ref, lse_ref = refs[num_outputs], refs[num_outputs + 1] if shape.options.wants_lse else None
     buffers, sems, slot_ref, top_ref, total_ref, acc_ref = refs[2 * num_outputs :]
     options, page_size = shape.options, shape.page_size
-    core, i, num_tiles = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
+    part, i, num_tiles = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
 
     def span(i):
         """Row of a tile, its tokens [begin, end), the first one's position, its first page, and how many keys there are."""
@@ -298,7 +298,9 @@ def _attend_kernel(row_i, block_i, q_start_s, kv_len_s, table, q_ref, pages_ref,
         count = jnp.minimum((num_keys + page_size - 1) // page_size - page, shape.chunk_pages)
 
         def copy(j, _):
-            source = pages_ref.at[table[row * shape.table_width + page + j], pl.ds(core * shape.num_heads, shape.num_heads)]
+            source = pages_ref.at[
+                table[row * shape.table_width + page + j], pl.ds(part * shape.num_heads, shape.num_heads)
+            ]
             act(pltpu.make_async_copy(source, buffers.at[slot, j], sems.at[slot]))
 
         lax.fori_loop(0, count, copy, None)
@@ -339,7 +341,7 @@ def _attend_kernel(row_i, block_i, q_start_s, kv_len_s, table, q_ref, pages_ref,
             buffers[slot] = _where(at < num_keys, buffers[slot], jnp.zeros_like(buffers[slot]))
 
         for head in range(shape.num_heads):
-            scales = (1.0, 1.0) if scale_ref is None else (scale_ref[0, core * shape.num_heads + head], 1.0)
+            scales = (1.0, 1.0) if scale_ref is None else (scale_ref[0, part * shape.num_heads + head], 1.0)
             _absorb(head, buffers[slot, :, head], q_ref, top_ref, total_ref, acc_ref, scales[0], visible(key), shape)
         return 1 - slot
 
@@ -355,7 +357,7 @@ def _attend_kernel(row_i, block_i, q_start_s, kv_len_s, table, q_ref, pages_ref,
 
     is_first_visit = (i == 0) | (block_i[jnp.maximum(i - 1, 0)] != block_i[i])
     for head in range(shape.num_heads):
-        value_scale = 1.0 if scale_ref is None else scale_ref[1, core * shape.num_heads + head]
+        value_scale = 1.0 if scale_ref is None else scale_ref[1, part * shape.num_heads + head]
         results = [(out_ref, acc_ref[head] / total_ref[head][:, :1] * value_scale)]
         if lse_ref is not None:
             results.append((lse_ref, top_ref[head] / _LOG2E + jnp.log(total_ref[head])))
