@@ -65,7 +65,7 @@ def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options:
     """See `op.ragged_paged_attention`."""
     _refuse(q_tnh, pages_pkbd, rows, options)
     num_tokens, num_heads, head_size = q_tnh.shape
-    _, num_kv_heads, _, double = pages_pkbd.shape
+    num_kv_heads = pages_pkbd.shape[1]
     pages = _write(pages_pkbd, to_pool(k_tkh, v_tkh, options.kv_dtype, extras.kv_scale_2k), rows)
 
     # Keys and values are whole lane tiles, or else both products take them together: zeros in the query leave the values
@@ -117,7 +117,7 @@ def _interpret() -> pltpu.InterpretParams | bool:
 
 
 def _write(pages_pkbd, new_tkd, rows: Rows):
-    """Put every token's key and value into its slot. A slot is part of a memory tile, so tiles are read, blended, written."""
+    """Put every token's key and value into its slot; a slot is part of a memory tile, which is read, blended, written."""
     num_tokens, num_heads, double = new_tkd.shape
     size = 32 // pages_pkbd.dtype.itemsize  # slots in a memory tile
     begin_s = rows.kv_len_s - rows.q_len_s
