@@ -3,6 +3,8 @@
 Source: JAX's ahead-of-time topologies, https://docs.jax.dev/en/latest/aot.html.
 """
 
+import importlib.util
+import math
 import os
 from typing import Any
 
@@ -14,13 +16,22 @@ from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, Part
 CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 
-def lower_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Lowered:
-    """Lower a jitted function for one device of a chip; `args` are arrays or `ShapeDtypeStruct`s.
+def has_compiler() -> bool:
+    """Whether the TPU compiler is installed, or lies where `TPU_LIBRARY_PATH` says."""
+    return bool(os.environ.get("TPU_LIBRARY_PATH")) or importlib.util.find_spec("libtpu") is not None
+
+
+def compile_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Compiled:
+    """Compile a jitted function for one device of a chip; `args` are arrays or `ShapeDtypeStruct`s.
+
+    Its text, cost and memory can be looked at; it cannot be run.
 
     Raises:
       ValueError: an unknown chip.
-      RuntimeError: the `libtpu` package is missing.
+      RuntimeError: the compiler is missing.
     """
+    if not has_compiler():
+        raise RuntimeError("compiling for TPUs needs the libtpu package: pip install libtpu (Linux, x86-64)")
     if chip not in CHIPS:
         raise ValueError(f"{chip=} is unknown; there are: {', '.join(CHIPS)}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the library asks the cloud which machine this is
@@ -34,4 +45,12 @@ def lower_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Lowered:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
     kind = AbstractDevice(platform="tpu", device_kind=device.device_kind, num_cores=device.num_cores or 1)
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), abstract_device=kind)):
-        return jitted.lower(*shapes)
+        lowered = jitted.lower(*shapes)
+    # Kept in the persistent cache it would be found again, but cannot be read without the chip.
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, math.inf)
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update(option, before)

@@ -2,17 +2,16 @@
 
 import contextlib
 import functools
-import importlib.util
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxserve.pallas_kernels.ahead_of_time import CHIPS, lower_for
+from jaxserve.pallas_kernels.ahead_of_time import CHIPS, compile_for, has_compiler
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the libtpu package")
+pytestmark = pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
 
 # query heads, KV heads, head size, options
 MODELS = {
@@ -59,7 +58,7 @@ def compile_attention(chip: str, model: str, rows: str, dtype=jnp.bfloat16, kv_d
     )
     names = tuple(extras)
     jitted = jax.jit(lambda *a: run(*a[:7], **dict(zip(names, a[7:], strict=True))), donate_argnums=3)
-    return lower_for(chip, jitted, *args, *extras.values()).compile()
+    return compile_for(chip, jitted, *args, *extras.values())
 
 
 def assert_pool_stays(compiled, pool_bytes: int) -> None:
@@ -108,4 +107,4 @@ def test_compiles_for_other_types(chip: str, dtype: str, kv_dtype: str, rows: st
 
 def test_an_unknown_chip_is_named():
     with pytest.raises(ValueError, match="'v9' is unknown"):
-        lower_for("v9", jax.jit(functools.partial(jnp.add, 1)), jnp.zeros(3))
+        compile_for("v9", jax.jit(functools.partial(jnp.add, 1)), jnp.zeros(3))
