@@ -16,7 +16,7 @@ from jaxserve.executor.compiles import count_compiles
 from jaxserve.executor.ladder import build_ladder
 from jaxserve.executor.local import DeviceState, LocalExecutor
 from jaxserve.kv.store import KVStore
-from jaxserve.memory import free_host_bytes
+from jaxserve.memory import free_host_bytes, step_bytes
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import block_bytes, empty_pages
@@ -97,7 +97,7 @@ def _settle(config: EngineConfig, cfg: ModelConfig) -> _Settled:
     cfg = dataclasses.replace(cfg, rope=dataclasses.replace(cfg.rope, length=max_model_len))
     family = family_of(cfg)
     specs = family.abstract(cfg)
-    max_model_len, num_blocks = _size_pool(config, cfg, specs, dtype, kv_dtype, max_model_len)
+    max_model_len, num_blocks = _size_pool(config, cfg, specs, dtype, kv_dtype, max_model_len, token_budget)
     return _Settled(cfg, family, specs, dtype, kv_dtype, max_model_len, token_budget, num_blocks)
 
 
@@ -108,11 +108,12 @@ def _load_weights(folder: Path, config: EngineConfig, settled: _Settled) -> Any:
 
 
 def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> LocalExecutor:
-    cfg, on_cpu = settled.cfg, jax.default_backend() == "cpu"
+    cfg = settled.cfg
+    as_bits = jax.default_backend() == "cpu" and config.attention_backend != "tpu"  # interpreted, for tests
 
     def empty() -> DeviceState:
         return DeviceState(
-            kv=empty_pages(cfg, settled.num_blocks, config.block_size, settled.kv_dtype, as_bits=on_cpu),
+            kv=empty_pages(cfg, settled.num_blocks, config.block_size, settled.kv_dtype, as_bits=as_bits),
             sampler=empty_state(config.max_num_seqs, cfg.vocab_size),
         )
 
@@ -217,6 +218,7 @@ def _size_pool(
     dtype: jnp.dtype,
     kv_dtype: jnp.dtype,
     max_model_len: int,
+    token_budget: int,
 ) -> tuple[int, int]:
     """Length limit and number of blocks: what is asked for, what is useful, and what fits.
 
@@ -228,7 +230,8 @@ def _size_pool(
     if config.num_kv_blocks is not None:
         num_blocks = config.num_kv_blocks
     else:
-        budget = _pool_budget(config, weights.nbytes(specs, dtype))
+        needed = step_bytes(cfg, token_budget, config.max_num_seqs, dtype.itemsize)
+        budget = _pool_budget(config, weights.nbytes(specs, dtype), needed)
         num_blocks = min(budget // per_block, config.max_num_seqs * need)
     if num_blocks >= need:
         return max_model_len, num_blocks
@@ -242,17 +245,20 @@ def _size_pool(
     )
 
 
-def _pool_budget(config: EngineConfig, weight_bytes: int) -> int:
-    """Bytes the KV pool may take by default."""
+def _pool_budget(config: EngineConfig, weight_bytes: int, step: int) -> int:
+    """Bytes the KV pool may take by default: what weights and steps leave."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        free = int(stats["bytes_limit"] * config.memory_utilization) - stats.get("bytes_in_use", 0) - weight_bytes
+        usable = int(stats["bytes_limit"] * config.memory_utilization) - stats.get("bytes_in_use", 0)
+        free = usable - weight_bytes - step
     else:
-        free = min(int(free_host_bytes() * config.memory_utilization / 2) - weight_bytes, _CPU_POOL_BYTES)
+        usable = int(free_host_bytes() * config.memory_utilization / 2)
+        free = min(usable - weight_bytes - step, _CPU_POOL_BYTES)
     if free <= 0:
         raise CapacityError(
-            f"the weights need {weight_bytes / 1e9:.1f} GB, which leaves no memory for the KV pool",
-            remedy="Use a smaller dtype or model, or a machine with more memory",
+            f"the weights need {weight_bytes / 1e9:.1f} GB and a step {step / 1e9:.1f} GB, which leaves nothing of "
+            f"{usable / 1e9:.1f} GB for the KV pool",
+            remedy="Use a smaller dtype, model, max_num_batched_tokens or max_num_seqs, or more memory",
         )
     return free
 

@@ -1,7 +1,9 @@
-"""How much memory the host has left."""
+"""How much memory there is, and what a step needs besides weights and KV pool."""
 
 import os
 from pathlib import Path
+
+from jaxserve.models.config import ModelConfig
 
 
 def free_host_bytes() -> int:
@@ -13,3 +15,13 @@ def free_host_bytes() -> int:
     except (OSError, ValueError, IndexError):
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def step_bytes(cfg: ModelConfig, num_tokens: int, num_rows: int, itemsize: int) -> int:
+    """Most that one step holds besides weights and pool: sampler state, logits three times over, and one layer's widest
+    activations. Generous: compilers need half of it (`tests/executor/test_tpu_step.py` compares)."""
+    vocabulary = num_rows * cfg.vocab_size
+    state, logits = 8 * vocabulary, 3 * 4 * vocabulary
+    heads = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_size
+    widest = 4 * cfg.embed_size + 2 * max(2 * cfg.ffn_size, 2 * heads)
+    return state + logits + num_tokens * widest * itemsize

@@ -14,11 +14,18 @@ from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, Part
 
 # Chip -> the smallest slice the compiler knows by name. One device of it is compiled for.
 CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+_HBM_GIB = {"v4": 16, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 96}  # of a device, which on v4 and
+# TPU7x is one of two cores; https://cloud.google.com/tpu/docs
 
 
 def has_compiler() -> bool:
     """Whether the TPU compiler is installed, or lies where `TPU_LIBRARY_PATH` says."""
     return bool(os.environ.get("TPU_LIBRARY_PATH")) or importlib.util.find_spec("libtpu") is not None
+
+
+def hbm_bytes(chip: str) -> int:
+    """Memory of one device of a chip, all of it."""
+    return _HBM_GIB[chip] << 30
 
 
 def compile_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Compiled:

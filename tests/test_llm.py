@@ -107,6 +107,19 @@ def test_tokens_do_not_depend_on_batch_cache_overlap_or_memory(folder: Path, alo
     assert (metrics["cached_tokens"] > 0) == options.get("enable_prefix_caching", True) or metrics["preemptions"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_engine_on_interpreted_tpu_kernels_gives_the_same_tokens(folder: Path, dtype: str):
+    small = OPTIONS | {"max_num_seqs": 2, "max_num_batched_tokens": 32, "max_model_len": 128, "block_size": 16}
+    params = dataclasses.replace(GREEDY, max_tokens=6)
+    answers = []
+    for backend in ("tpu", "xla"):
+        engine = LLM(folder, **small, dtype=dtype, num_kv_blocks=64, attention_backend=backend)
+        assert engine.metrics()["attention_backend"] == backend
+        answers.append(tokens(engine.generate(prompts(3), params)))
+    assert answers[0] == answers[1]
+
+
 def test_nothing_compiles_after_ready(llm: LLM):
     kinds = [
         GREEDY,

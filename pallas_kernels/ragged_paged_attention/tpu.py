@@ -227,11 +227,11 @@ def _attend_tiles(q_tkgw, pages, rows: Rows, extras: Extras, options: Options, s
         )
 
     inputs, in_specs = [q_tkgw, pages], [block(width), pl.BlockSpec(memory_space=pl.ANY)]
-    if shape.has_sinks:
+    if extras.sinks_n is not None:
         sinks_kg1 = extras.sinks_n.astype(jnp.float32).reshape(num_kv_heads, group, 1) * _LOG2E
         inputs.append(jnp.broadcast_to(sinks_kg1, (num_kv_heads, group, _LANES)))
         in_specs.append(pl.BlockSpec((shape.num_heads, group, _LANES), lambda part, i, *_: (part, 0, 0)))
-    if shape.has_scale:
+    if extras.kv_scale_2k is not None:
         inputs.append(extras.kv_scale_2k.astype(jnp.float32))
         in_specs.append(pl.BlockSpec(memory_space=pltpu.SMEM))
     outputs = [x for x in sums if x is not None]
