@@ -1,7 +1,11 @@
-"""Named cases of ragged paged attention, for tests and benchmarks alike: shapes, and rows as (kv_len, q_len)."""
+"""Named cases of ragged paged attention, for tests, reports and benchmarks alike: small ones with values, and the shapes of
+real models without."""
 
 import dataclasses
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -112,3 +116,59 @@ def make_arrays(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     elif case.kv_dtype == "float8_e4m3fn":
         arrays["kv_scale_2k"] = rng.uniform(0.5, 1.0, (2, case.num_kv_heads)).astype(np.float32)
     return arrays
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """Attention of a real model."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int = 128
+    window: int | None = None
+    soft_cap: float | None = None
+    has_sinks: bool = False
+
+
+MODELS = {
+    "llama-3-8b": ModelShape(num_heads=32, num_kv_heads=8),
+    "llama-3-70b": ModelShape(num_heads=64, num_kv_heads=8),
+    "llama-3-70b-tp8": ModelShape(num_heads=8, num_kv_heads=1),
+    "qwen3-0.6b": ModelShape(num_heads=16, num_kv_heads=8),
+    "qwen3-32b": ModelShape(num_heads=64, num_kv_heads=8),
+    "mistral": ModelShape(num_heads=32, num_kv_heads=8, window=4096),
+    "llama-3.2-1b": ModelShape(num_heads=32, num_kv_heads=8, head_size=64),
+    "llama-2-7b": ModelShape(num_heads=32, num_kv_heads=32),
+    "gemma-2": ModelShape(num_heads=8, num_kv_heads=4, head_size=256, window=4096, soft_cap=50.0),
+    "gpt-oss": ModelShape(num_heads=64, num_kv_heads=8, head_size=64, window=128, has_sinks=True),
+}
+
+
+def shapes_of(
+    model: ModelShape,
+    *,
+    num_tokens: int,
+    num_rows: int,
+    num_pages: int = 4093,
+    page_size: int = 32,
+    table_width: int = 128,
+    dtype: Any = jnp.bfloat16,
+    kv_dtype: Any = None,
+) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Any]]:
+    """Arrays, as shapes, and static options of a call."""
+    shape, kv_dtype = jax.ShapeDtypeStruct, jnp.dtype(kv_dtype or dtype)
+    arrays = {
+        "q_tnh": shape((num_tokens, model.num_heads, model.head_size), dtype),
+        "k_tkh": shape((num_tokens, model.num_kv_heads, model.head_size), dtype),
+        "v_tkh": shape((num_tokens, model.num_kv_heads, model.head_size), dtype),
+        "pages_pkbd": shape((num_pages, model.num_kv_heads, page_size, 2 * model.head_size), kv_dtype),
+        "table_sm": shape((num_rows, table_width), jnp.int32),
+        "q_start_s": shape((num_rows + 1,), jnp.int32),
+        "kv_len_s": shape((num_rows,), jnp.int32),
+    }
+    if model.has_sinks:
+        arrays["sinks_n"] = shape((model.num_heads,), jnp.float32)
+    if kv_dtype.itemsize == 1:
+        arrays["kv_scale_2k"] = shape((2, model.num_kv_heads), jnp.float32)
+    options = {"scale": model.head_size**-0.5, "window": model.window, "soft_cap": model.soft_cap}
+    return arrays, options | {"max_q_len": 1 if num_tokens == num_rows else None}

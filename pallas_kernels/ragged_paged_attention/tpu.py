@@ -199,7 +199,7 @@ def _attend_tiles(q_tkgw, pages, rows: Rows, extras: Extras, options: Options, s
     # Decodes wait for memory: all heads of a page in one copy. Larger tiles wait for arithmetic, and for a place in VMEM.
     num_parts = num_kv_heads if tile > 1 else 2 if _cores_of_device() == 2 and num_kv_heads % 2 == 0 else 1
     num_heads = num_kv_heads // num_parts
-    chunk = tuned.chunk(num_heads * double * pages.dtype.itemsize)
+    chunk = tuned.chunk(num_heads * double * pages.dtype.itemsize, is_decode=tile == 1)
     is_narrow = q_tkgw.dtype == jnp.bfloat16 and pages.dtype != jnp.float32
     shape = _Shape(
         tile=tile,
