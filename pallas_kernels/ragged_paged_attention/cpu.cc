@@ -1,6 +1,6 @@
 // Ragged paged attention for float32 and bfloat16. See op.py for what the arguments mean.
 //
-// The queries of a row are cut into tiles of consecutive tokens; all query heads that share a KV head are in one tile. A tile
+// The queries of a row are cut into tiles of consecutive tokens; all query heads of a KV head are in one tile. A tile
 // reads its keys and values in chunks: they are packed once per chunk, and a few query rows at a time take scores, weights
 // and weighted sums while all of it is in the nearest cache. Tiles are handed to threads one by one, the longest first.
 //
@@ -24,6 +24,7 @@ constexpr int64_t kTileRows = 512;   // or about so many query rows
 constexpr int64_t kRows = 6;         // rows in a product: 6 x 4 sums, 4 of the right and 1 of the left fit the registers
 constexpr int64_t kLanes = 16;       // units in a register
 constexpr int64_t kWidth = 4 * kLanes;
+constexpr float kLog2E = 1.44269504f;
 constexpr float kMasked = -1e30f;  // finite, so that exp(kMasked - kMasked) is a number
 
 int64_t RoundUp(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -78,7 +79,9 @@ struct Call {
   const int32_t *table, *q_start, *kv_len;
   Value* out;                       // [token, n, h]
   int64_t num_tokens, num_rows, table_width, num_kv_heads, group, page_size, head_size;
-  float scale;                      // of scores, for weights that are powers of two
+  const float* sinks;               // [n], or null
+  float* lse;                       // [token, n], or null
+  float scale, soft_cap;            // 0: no cap
   int64_t window;                   // 0: none
 
   int64_t num_units() const { return head_size / Kind::kPerUnit; }
@@ -120,6 +123,16 @@ template <typename Kind, int64_t R>
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) sums[r][c] = Kind::MultiplyAdd(sums[r][c], unit, columns[c]);
     }
+  }
+}
+
+// Scores x become soft_cap * tanh(x * scale / soft_cap).
+inline void Cap(float* scores, int64_t num_keys, float scale, float soft_cap) {
+  const __m512 factor = _mm512_set1_ps(2 * kLog2E * scale / soft_cap), one = _mm512_set1_ps(1);
+  for (int64_t key = 0; key < num_keys; key += kLanes) {
+    const __m512 power = native::PowerOfTwo(_mm512_mul_ps(_mm512_load_ps(scores + key), factor));
+    const __m512 tanh = _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2), _mm512_add_ps(power, one)));
+    _mm512_store_ps(scores + key, _mm512_mul_ps(tanh, _mm512_set1_ps(soft_cap)));
   }
 }
 
@@ -227,8 +240,11 @@ void Absorb(const Call<Kind>& call, const Tile& tile, int64_t row, int64_t base,
   float shrink[R];
   for (int64_t r = 0; r < R; ++r) {
     const int64_t end = position(r) + 1 - base, begin = call.window ? end - call.window : 0;
-    shrink[r] = Weigh<Kind>(s.scores + r * kKeys, s.weights + r * kKeys, begin, end, num_keys, call.scale,
-                            &s.tops[row + r], &s.totals[row + r]);
+    float* scores = s.scores + r * kKeys;
+    if (call.soft_cap > 0) Cap(scores, num_keys, call.scale, call.soft_cap);
+    const float scale = kLog2E * (call.soft_cap > 0 ? 1 : call.scale);  // for weights that are powers of two
+    shrink[r] = Weigh<Kind>(scores, s.weights + r * kKeys, begin, end, num_keys, scale, &s.tops[row + r],
+                            &s.totals[row + r]);
   }
   for (int64_t h = 0; h < call.head_size; h += kWidth) {
     float* out = &s.sums[row * width + h];
@@ -281,6 +297,12 @@ void Attend(const Call<Kind>& call, const Tile& tile, int64_t kv_head) {
     Reserve(*empty, size);
     std::fill_n(empty->begin(), size, empty == &s.tops ? kMasked : 0.0f);
   }
+  if (call.sinks) {
+    for (int64_t row = 0; row < num_rows; ++row) {
+      s.tops[row] = kLog2E * call.sinks[kv_head * call.group + row % call.group];
+      s.totals[row] = 1;
+    }
+  }
 
   const auto heads_of = [&](auto* tokens, int64_t token) {  // the group's heads of a token lie side by side
     return tokens + ((tile.token + token) * call.num_kv_heads + kv_head) * call.group * call.head_size;
@@ -315,6 +337,11 @@ void Attend(const Call<Kind>& call, const Tile& tile, int64_t kv_head) {
     const __m512 total = _mm512_set1_ps(s.totals[row]);
     for (int64_t h = 0; h < call.head_size; h += kLanes)
       Kind::Store(out + h, FirstLanes(call.head_size - h), _mm512_div_ps(_mm512_loadu_ps(&s.sums[row * width + h]), total));
+    if (call.lse) {
+      const int64_t head = kv_head * call.group + row % call.group;
+      call.lse[(tile.token + row / call.group) * call.num_kv_heads * call.group + head] =
+          (s.tops[row] + std::log2(s.totals[row])) / kLog2E;
+    }
   }
 }
 
@@ -335,8 +362,9 @@ void Write(const Call<Kind>& call, int64_t row) {
 
 template <typename Kind>
 ffi::Error Run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer,
-               ffi::Buffer<ffi::S32> table, ffi::Buffer<ffi::S32> q_start, ffi::Buffer<ffi::S32> kv_len, float scale,
-               int64_t window, ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> pages) {
+               ffi::Buffer<ffi::S32> table, ffi::Buffer<ffi::S32> q_start, ffi::Buffer<ffi::S32> kv_len,
+               ffi::Buffer<ffi::F32> sinks, float scale, float soft_cap, int64_t window, ffi::Result<ffi::AnyBuffer> out,
+               ffi::Result<ffi::AnyBuffer> pages, ffi::ResultBuffer<ffi::F32> lse) {
   using Value = typename Kind::Value;
   const auto pages_shape = pages->dimensions();
   const Call<Kind> call = {
@@ -355,7 +383,10 @@ ffi::Error Run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::An
       .group = q.dimensions()[1] / pages_shape[1],
       .page_size = pages_shape[2],
       .head_size = pages_shape[3] / 2,
-      .scale = scale * 1.44269504f,  // exp(x) = 2 ^ (x / ln 2)
+      .sinks = sinks.element_count() ? sinks.typed_data() : nullptr,
+      .lse = lse->element_count() ? lse->typed_data() : nullptr,
+      .scale = scale,
+      .soft_cap = soft_cap,
       .window = window,
   };
   std::vector<Tile> tiles;
@@ -370,6 +401,8 @@ ffi::Error Run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::An
 
   const int64_t token_size = call.num_kv_heads * call.group * call.head_size, num_real = call.q_start[call.num_rows];
   std::memset(call.out + num_real * token_size, 0, (call.num_tokens - num_real) * token_size * sizeof(Value));
+  const int64_t num_heads = call.num_kv_heads * call.group;
+  if (call.lse) std::fill_n(call.lse + num_real * num_heads, (call.num_tokens - num_real) * num_heads, kMasked);
 
   const int64_t count = static_cast<int64_t>(tiles.size()) * call.num_kv_heads;
   native::ForEach(pool, count, 1, [call, tiles = std::move(tiles)](int64_t begin, int64_t end) {
@@ -388,10 +421,13 @@ auto Binding() {
       .Arg<ffi::Buffer<ffi::S32>>()
       .Arg<ffi::Buffer<ffi::S32>>()
       .Arg<ffi::Buffer<ffi::S32>>()
+      .Arg<ffi::Buffer<ffi::F32>>()
       .Attr<float>("scale")
+      .Attr<float>("soft_cap")
       .Attr<int64_t>("window")
       .Ret<ffi::AnyBuffer>()
-      .Ret<ffi::AnyBuffer>();
+      .Ret<ffi::AnyBuffer>()
+      .Ret<ffi::Buffer<ffi::F32>>();
 }
 
 }  // namespace

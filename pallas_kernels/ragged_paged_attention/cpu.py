@@ -23,16 +23,29 @@ def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options:
     """See `op.ragged_paged_attention`."""
     if reason := refusal(q_tnh.dtype, options.kv_dtype, q_tnh.shape[2]):
         raise NotImplementedError(reason)
-    if options.soft_cap is not None or options.wants_lse or any(x is not None for x in extras):
-        raise NotImplementedError("no soft cap, lse, sinks or scales")
-    results = (jax.ShapeDtypeStruct(q_tnh.shape, q_tnh.dtype), jax.ShapeDtypeStruct(pages_pkbd.shape, pages_pkbd.dtype))
+    if extras.kv_scale_2k is not None:
+        raise NotImplementedError("no scales")
+    num_tokens, num_heads, _ = q_tnh.shape
+    results = (
+        jax.ShapeDtypeStruct(q_tnh.shape, q_tnh.dtype),
+        jax.ShapeDtypeStruct(pages_pkbd.shape, pages_pkbd.dtype),
+        jax.ShapeDtypeStruct((num_tokens if options.wants_lse else 0, num_heads), jnp.float32),
+    )
     call = jax.ffi.ffi_call(native.target(_TARGETS[str(options.kv_dtype)]), results, input_output_aliases={3: 1})
     kv = (k_tkh.astype(options.kv_dtype), v_tkh.astype(options.kv_dtype))
     ids = (x.astype(jnp.int32) for x in rows)
-    out_tnh, pages_pkbd = call(
-        q_tnh, *kv, pages_pkbd, *ids, scale=np.float32(options.scale), window=np.int64(options.window or 0)
+    sinks_n = jnp.zeros(0, jnp.float32) if extras.sinks_n is None else extras.sinks_n.astype(jnp.float32)
+    out_tnh, pages_pkbd, lse_tn = call(
+        q_tnh,
+        *kv,
+        pages_pkbd,
+        *ids,
+        sinks_n,
+        scale=np.float32(options.scale),
+        soft_cap=np.float32(options.soft_cap or 0),
+        window=np.int64(options.window or 0),
     )
-    return Attended(out_tnh, pages_pkbd, None)
+    return Attended(out_tnh, pages_pkbd, lse_tn if options.wants_lse else None)
 
 
 def refusal(dtype: jnp.dtype, kv_dtype: jnp.dtype, head_size: int) -> str:
