@@ -45,6 +45,12 @@ class Attended(NamedTuple):
     lse_tn: jax.Array | None  # f32
 
 
+def dot_dtype(dtype: jnp.dtype, kv_dtype: jnp.dtype) -> jnp.dtype:
+    """Of the factors of both products: bfloat16 where neither queries nor pool hold more."""
+    is_narrow = dtype == jnp.bfloat16 and kv_dtype not in (jnp.float32, jnp.float16)
+    return jnp.dtype(jnp.bfloat16 if is_narrow else jnp.float32)
+
+
 def to_pool(k_tkh: jax.Array, v_tkh: jax.Array, kv_dtype: jnp.dtype, kv_scale_2k: jax.Array | None) -> jax.Array:
     """New keys and values side by side, [t k d], as the pool holds them: divided by their scale, rounded, clipped."""
     pair = [k_tkh, v_tkh]

@@ -24,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxserve.pallas_kernels.platform import target_platform
 from jaxserve.pallas_kernels.ragged_paged_attention import tuned
-from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, to_pool
+from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, dot_dtype, to_pool
 
 WRITES = 16  # tiles written at once
 INTERPRET = pltpu.InterpretParams()  # how the kernels run on a CPU; tests turn on the detection of races
@@ -94,9 +94,9 @@ def _refuse(q_tnh, pages_pkbd, rows: Rows, options: Options) -> None:
     for dtype in (q_tnh.dtype, options.kv_dtype):
         if dtype == jnp.float16:
             raise NotImplementedError("TPUs have no float16")
-    rows_of_tile = 32 // options.kv_dtype.itemsize
-    if pages_pkbd.shape[2] % rows_of_tile:
-        raise NotImplementedError(f"pages of {options.kv_dtype} must hold a multiple of {rows_of_tile} tokens")
+    size = _slots_of_tile(options.kv_dtype)
+    if pages_pkbd.shape[2] % size:
+        raise NotImplementedError(f"pages of {options.kv_dtype} must hold a multiple of {size} tokens")
     if rows.table_sm.size * 4 > _MAX_TABLE_BYTES:
         raise NotImplementedError(f"a table of {rows.table_sm.shape} does not fit the chip's scalar memory")
 
@@ -112,6 +112,11 @@ def _tiles(begin_s, end_s, size: int, most: int) -> tuple[jax.Array, jax.Array, 
     return row_i, block_i.astype(jnp.int32), last_s[-1].astype(jnp.int32)
 
 
+def _slots_of_tile(dtype: jnp.dtype) -> int:
+    """Tokens of a page that lie in one memory tile, the least that can be written."""
+    return 32 // dtype.itemsize
+
+
 def _interpret() -> pltpu.InterpretParams | bool:
     return INTERPRET if target_platform() == "cpu" else False
 
@@ -119,7 +124,7 @@ def _interpret() -> pltpu.InterpretParams | bool:
 def _write(pages_pkbd, new_tkd, rows: Rows):
     """Put every token's key and value into its slot; a slot is part of a memory tile, which is read, blended, written."""
     num_tokens, num_heads, double = new_tkd.shape
-    size = 32 // pages_pkbd.dtype.itemsize  # slots in a memory tile
+    size = _slots_of_tile(pages_pkbd.dtype)
     begin_s = rows.kv_len_s - rows.q_len_s
     most = min(num_tokens, num_tokens // size + 2 * len(begin_s))
     most = -(-most // WRITES) * WRITES
@@ -200,7 +205,6 @@ def _attend_tiles(q_tkgw, pages, rows: Rows, extras: Extras, options: Options, s
     num_parts = num_kv_heads if tile > 1 else 2 if _cores_of_device() == 2 and num_kv_heads % 2 == 0 else 1
     num_heads = num_kv_heads // num_parts
     chunk = tuned.chunk(num_heads * double * pages.dtype.itemsize, is_decode=tile == 1)
-    is_narrow = q_tkgw.dtype == jnp.bfloat16 and pages.dtype != jnp.float32
     shape = _Shape(
         tile=tile,
         num_heads=num_heads,
@@ -209,7 +213,7 @@ def _attend_tiles(q_tkgw, pages, rows: Rows, extras: Extras, options: Options, s
         page_size=page_size,
         chunk_pages=min(max(chunk // page_size, 1), rows.table_sm.shape[1]),
         table_width=rows.table_sm.shape[1],
-        dot_dtype=jnp.dtype(jnp.bfloat16 if is_narrow else jnp.float32),
+        dot_dtype=dot_dtype(q_tkgw.dtype, pages.dtype),
         has_sinks=extras.sinks_n is not None,
         has_scale=extras.kv_scale_2k is not None,
         options=options,
@@ -340,9 +344,10 @@ def _attend_kernel(row_i, block_i, q_start_s, kv_len_s, table, q_ref, pages_ref,
             at = key + at + lax.broadcasted_iota(jnp.int32, buffers.shape[1:], 2)
             buffers[slot] = _where(at < num_keys, buffers[slot], jnp.zeros_like(buffers[slot]))
 
+        seen_qc = visible(key)
         for head in range(shape.num_heads):
-            scales = (1.0, 1.0) if scale_ref is None else (scale_ref[0, part * shape.num_heads + head], 1.0)
-            _absorb(head, buffers[slot, :, head], q_ref, top_ref, total_ref, acc_ref, scales[0], visible(key), shape)
+            key_scale = 1.0 if scale_ref is None else scale_ref[0, part * shape.num_heads + head]
+            _absorb(head, buffers[slot, :, head], q_ref, top_ref, total_ref, acc_ref, key_scale, seen_qc, shape)
         return 1 - slot
 
     def visible(key):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, to_pool
+from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, dot_dtype, to_pool
 
 DECODE_CHUNK = 256  # keys per iteration of decode rows
 TILE_CHUNK = 256  # keys per iteration of a tile
@@ -51,8 +51,7 @@ class _Softmax(NamedTuple):
 
 def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options: Options) -> Attended:
     """See `op.ragged_paged_attention`."""
-    is_narrow = q_tnh.dtype == jnp.bfloat16 and options.kv_dtype not in (jnp.float32, jnp.float16)
-    call = _Call(rows, extras, options, jnp.dtype(jnp.bfloat16 if is_narrow else jnp.float32), pages_pkbd.shape[2])
+    call = _Call(rows, extras, options, dot_dtype(q_tnh.dtype, options.kv_dtype), pages_pkbd.shape[2])
     num_tokens, num_heads, head_size = q_tnh.shape
     num_kv_heads = k_tkh.shape[1]
     group = num_heads // num_kv_heads
