@@ -28,3 +28,26 @@ def vmem_bytes() -> int:
     device = jax.sharding.get_abstract_mesh().abstract_device
     on_chip = device is not None or jax.default_backend() == "tpu"
     return pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4 if on_chip else 64 << 20
+
+
+_HOPPER_SMEM = 227 << 10  # bytes of shared memory that one program may have
+_HOPPER_PROCESSORS = 132
+
+
+def gpu_blocks(head_size: int, *, is_decode: bool) -> tuple[int, int, int]:
+    """For Mosaic GPU: warpgroups that multiply, keys in a buffer, buffers; of 16-bit numbers.
+
+    A decode waits for memory: many small buffers. A block of a prompt waits for the tensor cores: two warpgroups share what
+    is copied, or L2 would be too slow (64 queries do 128 FLOPs with each byte of a chunk; H100 has 180 for each byte of L2).
+    """
+    num_workers, chunk = (1, 64) if is_decode else (2, 64 if head_size > 128 else 128)
+    row_bytes = 2 * head_size
+    outside = num_workers * 64 * row_bytes * (3 if is_decode else 1) + (8 << 10)  # queries, sums of parts in float32
+    return num_workers, chunk, min((_HOPPER_SMEM - outside) // (chunk * 2 * row_bytes), 5 if is_decode else 2)
+
+
+def gpu_parts(num_programs: int, most_keys: int) -> int:
+    """Into how many parts the context of each decode is cut: for two programs on each processor, but no part so short that
+    its start (about 2 us, in which a processor copies 50 kB) weighs more than its work."""
+    wanted = -(-2 * _HOPPER_PROCESSORS // num_programs)
+    return max(min(wanted, most_keys // 512, 64), 1)
