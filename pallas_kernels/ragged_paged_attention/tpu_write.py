@@ -50,6 +50,17 @@ def write(pages_pkbd, new_tkd, rows: Rows):
     )(*scalars, new_xkgd, pages_pkbd)
 
 
+def step_keys(pages_pkbd) -> int:
+    """Slots that a grid step reads and writes."""
+    return AT_ONCE * slots_of_tile(pages_pkbd.dtype)
+
+
+def step_bytes(pages_pkbd) -> int:
+    """What a grid step reads from the pool and writes to it."""
+    _, num_heads, _, double = pages_pkbd.shape
+    return 2 * step_keys(pages_pkbd) * num_heads * double * pages_pkbd.dtype.itemsize
+
+
 def _kernel(
     row_x, group_x, count, begin_s, end_s, table, new_ref, _, pages_ref, buffer, sems, *, table_width, page_size
 ):
