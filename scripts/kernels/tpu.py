@@ -145,6 +145,7 @@ def _line(folder: Path, chip: str, model: str, kernel: str, said: dict[str, Any]
         "MXU bundles": round(core.busy("MATMUL"), 2),
         "matmul": round(core.share("MATMUL"), 2),
         "push": round(core.share("MATPUSH"), 2),
+        "XLU": round(core.share("XLU"), 2),
         "VALU": round(core.share("VALU"), 2),
         "load": round(core.share("VLOAD"), 2),
         "store": round(core.share("VSTORE"), 2),
