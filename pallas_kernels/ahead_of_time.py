@@ -85,6 +85,11 @@ def has_gpu_compiler() -> bool:
     return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
 
 
+def compiler_version() -> str:
+    """Which TPU compiler it is, as it says itself: when it was built, and the number of the change it was built from."""
+    return " ".join(_tpu("v5e")[0].client.platform_version.splitlines()[2:])
+
+
 def hbm_bytes(chip: str) -> int:
     """Memory of one device of a chip, all of it."""
     return GPUS[chip].hbm_bytes if chip in GPUS else _HBM_GIB[chip] << 30

@@ -4,11 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserve.pallas_kernels.dispatch import dispatch
 from jaxserve.pallas_kernels.platform import target_platform
-from jaxserve.pallas_kernels.ragged_paged_attention import cpu, gpu, ref, tpu, xla
+from jaxserve.pallas_kernels.ragged_paged_attention import checks, cpu, gpu, ref, tpu, xla
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
 
 IMPLEMENTATIONS = {"tpu": tpu.attend, "gpu": gpu.attend, "cpu": cpu.attend, "xla": xla.attend, "ref": ref.attend}
@@ -64,7 +65,8 @@ def ragged_paged_attention(
 
     Returns: float[t n h] in q's dtype (softmax and sums are computed in float32), the pool, and f32[t n] if wanted.
 
-    Raises: ValueError for arguments that do not fit each other, before anything is traced.
+    Raises: ValueError for arguments that do not fit each other, before anything is traced. Outside of a jitted function and
+    with `jax_enable_checks` also for rows that lie outside of the pool or of the tokens (`checks.py`).
 
     Source: paging, arXiv 2309.06180; softmax over blocks with a running maximum, arXiv 2205.14135.
     """
@@ -74,6 +76,10 @@ def ragged_paged_attention(
         raise ValueError(f"{window=} must be at least 1, or None")
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"{soft_cap=} must be above 0, or None")
+    ids = (table_sm, q_start_s, kv_len_s)
+    if checks.wanted() and not any(isinstance(x, Tracer) for x in ids):
+        num_pages, _, page_size, _ = pages_pkbd.shape
+        checks.check_rows(*ids, num_tokens=q_tnh.shape[0], num_pages=num_pages, page_size=page_size)
     return dispatch(
         "ragged_paged_attention",
         IMPLEMENTATIONS if impl else {name: IMPLEMENTATIONS[name] for name in ORDER[target_platform()]},

@@ -1,12 +1,12 @@
-"""Block sizes of the TPU kernels. By rule so far, from the compiler's schedules (`scripts/kernel_report.py`): no timing on a
+"""Block sizes of the kernels. By rule so far, from the compilers' schedules (`scripts/kernel_report.py`): no timing on a
 chip has been made."""
 
-import jax
 from jax.experimental.pallas import tpu as pltpu
 
-_BUFFER_BYTES = (
-    2 << 20
-)  # large enough that one copy hides the latency of the next, small enough for two in 16 MB of VMEM
+from jaxserve.pallas_kernels.platform import target_platform
+
+# Large enough that one copy hides the latency of the next, small enough for two in 16 MB of VMEM.
+_BUFFER_BYTES = 2 << 20
 
 
 def query_tile() -> int:
@@ -20,14 +20,30 @@ def chunk(token_bytes: int, *, is_decode: bool) -> int:
     Longer chunks of a prefill rescale sums less often (512 -> 1024 keys: 0.54 -> 0.84 of v5e's matrix rate, in bundles), but
     more of the last one is masked.
     """
-    return min(max(_BUFFER_BYTES // token_bytes, 128), 2048 if is_decode else 1024)
+    most = 2048 if is_decode else 1024
+    return min(max(_BUFFER_BYTES // token_bytes // 128, 1) * 128, most)
+
+
+def block(num_queries: int, num_keys: int, *, is_decode: bool) -> tuple[int, int]:
+    """Queries and keys of a chunk whose scores are worked on together.
+
+    Smaller ones spill fewer registers, but load the matrix units' stationary factor more often and rescale sums more often.
+    """
+    if is_decode:
+        return num_queries, num_keys
+    width = pltpu.get_tpu_info().mxu_column_size if is_for_chip() else 128
+    # A tile with few tokens, or a group that is no power of two, is taken whole.
+    return width if num_queries % width == 0 else num_queries, min(4 * width, num_keys)
+
+
+def is_for_chip() -> bool:
+    """Whether a TPU is compiled for, and can be asked for its sizes."""
+    return target_platform() == "tpu"
 
 
 def vmem_bytes() -> int:
     """What a kernel may use of the VMEM of the chip that is compiled for."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    on_chip = device is not None or jax.default_backend() == "tpu"
-    return pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4 if on_chip else 64 << 20
+    return pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4 if is_for_chip() else 64 << 20
 
 
 _HOPPER_SMEM = 227 << 10  # bytes of shared memory that one program may have
