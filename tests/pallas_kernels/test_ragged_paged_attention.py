@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op, tpu
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, make_arrays
+from jaxserve.pallas_kernels.ragged_paged_attention.check import call, compare, random_case
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 
 BACKENDS = [name for name in op.IMPLEMENTATIONS if name != "ref"]
@@ -40,42 +40,10 @@ TAKEN = [(name, impl) for name, impl in PAIRS if not refuses(impl, CASES[name])]
 NARROW = [(name, impl) for name, impl in TAKEN if jnp.dtype(CASES[name].dtype).itemsize < 4 and impl != "tpu"]
 
 
-def tolerance(case: Case) -> float:
-    """Largest error of a weighted mean of values of size 1: float32 sums, or factors rounded to 8 or 11 bits."""
-    return {"float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}[case.dtype]
-
-
-def call(case: Case, arrays: dict[str, np.ndarray], impl: str, *, as_bits: bool = False, wants_lse: bool = False):
-    """Output, pool and lse as float32 arrays."""
-    dtype, kv_dtype = jnp.dtype(case.dtype), jnp.dtype(case.kv_dtype or case.dtype)
-    inputs = {
-        name: jnp.asarray(x, dtype if name in ("q_tnh", "k_tkh", "v_tkh") else None) for name, x in arrays.items()
-    }
-    inputs["pages_pkbd"] = jnp.asarray(arrays["pages_pkbd"], kv_dtype)
-    if as_bits:
-        inputs["pages_pkbd"] = jax.lax.bitcast_convert_type(inputs["pages_pkbd"], f"uint{kv_dtype.itemsize * 8}")
-    longest = max((q for _, q in case.rows), default=0)
-    options = {"scale": 0.3, "window": case.window, "soft_cap": case.soft_cap, "kv_dtype": kv_dtype}
-
-    @jax.jit
-    def run(inputs):
-        max_q_len = 1 if longest == 1 else None
-        done = ragged_paged_attention(**inputs, **options, max_q_len=max_q_len, wants_lse=wants_lse, impl=impl)
-        return done.out_tnh, jax.lax.bitcast_convert_type(done.pages_pkbd, kv_dtype), done.lse_tn
-
-    done = run(inputs)
-    return tuple(None if x is None else np.asarray(x, np.float32) for x in done)
-
-
 def assert_equals_the_formula(case: Case, impl: str, seed: int = 0) -> None:
     arrays = make_arrays(case, seed)
-    expected, expected_pages, expected_lse = call(case, arrays, "ref", wants_lse=True)
-    out, pages, lse = call(case, arrays, impl, wants_lse=True)
-    real = arrays["q_start_s"][-1]
-    assert np.isfinite(out).all(), "a number that must not be read was read"
-    np.testing.assert_allclose(out[:real], expected[:real], atol=tolerance(case), rtol=0)
-    np.testing.assert_array_equal(pages, expected_pages)
-    np.testing.assert_allclose(lse[:real], expected_lse[:real], atol=tolerance(case), rtol=0)
+    expected, results = (call(case, arrays, name, wants_lse=True) for name in ("ref", impl))
+    assert compare(case, results, expected).fault == ""
 
 
 @pytest.mark.parametrize(("name", "impl"), TAKEN)
@@ -104,21 +72,7 @@ def test_refusals(name: str, impl: str):
     [(seed, impl) for impl in BACKENDS for seed in range(20 if impl == "tpu" else 60)],  # interpreted: seconds each
 )
 def test_random_shapes(seed: int, impl: str):
-    rng = np.random.default_rng(seed)
-    kv_heads = int(rng.choice([1, 2, 3]))
-    lengths = [int(rng.integers(0, 40 if rng.random() < 0.6 else 700)) for _ in range(rng.integers(1, 24))]
-    rows = tuple((n, 0 if n == 0 else 1 if rng.random() < 0.5 else int(rng.integers(1, n + 1))) for n in lengths)
-    case = Case(
-        rows=rows,
-        num_kv_heads=kv_heads,
-        num_heads=kv_heads * int(rng.choice([1, 2, 7])),
-        head_size=int(rng.choice([16, 40, 64, 80])),
-        dtype=str(rng.choice(["float32", "bfloat16"])),
-        page_size=int(rng.choice([16, 32, 64, 128])),
-        window=None if rng.random() < 0.5 else int(rng.integers(1, 500)),
-        padding=int(rng.integers(0, 9)),
-    )
-    assert_equals_the_formula(case, impl, seed)
+    assert_equals_the_formula(random_case(seed), impl, seed)
 
 
 def test_the_reference_by_hand():
