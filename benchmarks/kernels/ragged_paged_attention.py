@@ -1,0 +1,128 @@
+"""Our attention and others' on one scenario, measured in turn.
+
+Each contender is compiled once, as a loop of calls on the device; then all run in turn, `repeats` times, so that a chip that
+slows down for a while slows all of them. What they compute is compared too: a fast wrong result is worth nothing.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.kernels.contenders import JAX_PEERS, TORCH_PEERS, Contender, Pool, Torch, TorchContender, jax_xla, ours
+from benchmarks.kernels.limits import Limits
+from benchmarks.kernels.scenario import CACHED_BYTES, Inputs, Scenario, make_inputs
+from benchmarks.kernels.timing import num_calls
+
+OURS = ("gpu", "triton")  # "xla" is measured when it is asked for, or where these refuse
+REHEARSED = "jax xla"
+_SLOW_S = 2.0  # a run that takes so long is not repeated
+_MOST_DIFFERENCE = 2e-2  # relative; bfloat16 keeps 8 bits
+
+
+class Measured(NamedTuple):
+    """One contender on one scenario."""
+
+    name: str
+    seconds: list[float]  # per call; empty if it did not run
+    reason: str  # why it did not
+    is_fault: bool  # whether that is a defect of ours
+    compile_s: float
+    numbers: dict[str, Any]
+
+
+def measure(
+    scenario: Scenario, limits: Limits, backends: Sequence[str], *, torch: Torch | None, page_size: int, repeats: int
+) -> list[Measured]:
+    """All contenders on a scenario; ours first."""
+    inputs = make_inputs(scenario, page_size)
+    pool = Pool(inputs.pages_pkbd)
+    inputs = inputs._replace(pages_pkbd=pool.pages_pkbd[:0])  # the pool is given away by the first run
+    bound_s = _bound_s(scenario, limits)
+    running, refused = _prepare(scenario, inputs, pool, backends, torch, num_calls(bound_s))
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for turn in range(repeats + 1):
+        for name, contender in running.items():
+            if turn < 2 or seconds[name][-1] * num_calls(bound_s) < _SLOW_S:
+                seconds[name].append(contender.seconds())
+    differences = _differences(running)
+    found = []
+    for name, contender in running.items():
+        compile_s = contender.compile_s if isinstance(contender, TorchContender) else contender.loop.compile_s
+        numbers = _numbers(scenario, limits, statistics.median(seconds[name][1:]))
+        wrong = ""
+        if (difference := differences.get(name)) is not None:
+            numbers["difference"] = difference
+            wrong = "" if difference < _MOST_DIFFERENCE else f"its results differ by {difference:.1%} from others'"
+        found.append(Measured(name, seconds[name][1:], wrong, bool(wrong) and name in backends, compile_s, numbers))
+    if torch is not None:
+        torch.clear()
+    return found + refused
+
+
+def _prepare(
+    scenario: Scenario,
+    inputs: Inputs,
+    pool: Pool,
+    backends: Sequence[str],
+    torch: Torch | None,
+    number: int,
+) -> tuple[dict[str, Contender | TorchContender], list[Measured]]:
+    """What can run, and why the others cannot. A backend of ours that fails other than by refusing is a fault."""
+    makers = {name: lambda name=name: ours(name, scenario, inputs, pool, number) for name in backends}
+    if jax.default_backend() == "cpu":
+        peers: dict[str, Any] = {REHEARSED: jax_xla, "tokamax": JAX_PEERS["tokamax"]}
+    else:
+        peers = dict(JAX_PEERS)
+    makers |= {name: lambda make=make: make(scenario, inputs, number) for name, make in peers.items()}
+    if torch is not None:
+        makers |= {name: lambda name=name: torch.prepare(name, scenario, number) for name in TORCH_PEERS}
+    if any(name in OURS for name in backends):
+        fallback = makers.pop("xla", None)
+    else:
+        fallback = None
+    running: dict[str, Contender | TorchContender] = {}
+    refused = []
+
+    def start(name: str, make: Any) -> None:
+        try:
+            running[name] = make()
+        except NotImplementedError as refusal:
+            refused.append(Measured(name, [], str(refusal), False, 0.0, {}))
+        except Exception as error:  # noqa: BLE001 - a peer may fail in any way; the others are still to be measured
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            refused.append(Measured(name, [], reason, name in backends, 0.0, {}))
+
+    for name, make in makers.items():
+        start(name, make)
+    if fallback and not any(name in running for name in OURS):
+        start("xla", fallback)
+    return running, refused
+
+
+def _bound_s(scenario: Scenario, limits: Limits) -> float:
+    """The least that a call can take."""
+    return max(scenario.num_bytes / limits.copy_bytes_per_s, scenario.flops / limits.matmul_flops_per_s)
+
+
+def _numbers(scenario: Scenario, limits: Limits, seconds: float) -> dict[str, Any]:
+    """Rates, and shares of what the device can do. No share of the memory's rate where a cache holds all."""
+    gb_per_s, tflops = scenario.num_bytes / seconds / 1e9, scenario.flops / seconds / 1e12
+    numbers: dict[str, Any] = {"ms": seconds * 1e3, "gb_per_s": gb_per_s, "tflops": tflops, "share": None}
+    if not scenario.is_decode:
+        numbers["share"] = tflops * 1e12 / limits.matmul_flops_per_s
+    elif scenario.kv_bytes >= CACHED_BYTES:
+        numbers["share"] = gb_per_s * 1e9 / limits.copy_bytes_per_s
+    return numbers
+
+
+def _differences(running: dict[str, Contender | TorchContender]) -> dict[str, float]:
+    """Of each result from the last one's (a peer's, if there is any): the norm of the difference over the norm."""
+    results = {name: one.result for name, one in running.items() if isinstance(one, Contender)}
+    if len(results) < 2:
+        return {}
+    *_, reference = results.values()
+    size = np.linalg.norm(reference)
+    return {name: float(np.linalg.norm(out - reference) / size) for name, out in list(results.items())[:-1]}
