@@ -99,16 +99,12 @@ def append(path: Path, case: dict[str, Any], metric: str, unit: str, values: Seq
         values: one number per repeat.
         more: versions, mode, ratios and the like.
     """
-    line = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-        "commit": commit(),
-        **case,
-        "metric": metric,
-        "unit": unit,
-        **spread(values),
-        **more,
-        "machine": machine(),
-        "command": command(),
-    }
+    append_line(path, {**case, "metric": metric, "unit": unit, **spread(values), **more, "machine": machine()})
+
+
+def append_line(path: Path, facts: dict[str, Any]) -> None:
+    """Appends one line to `path`: date, commit, `facts`, command."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    line = {"date": now, "commit": commit(), **facts, "command": command()}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -37,16 +37,7 @@ def compile_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Compiled:
       ValueError: an unknown chip.
       RuntimeError: the compiler is missing.
     """
-    if not has_compiler():
-        raise RuntimeError("compiling for TPUs needs the libtpu package: pip install libtpu (Linux, x86-64)")
-    if chip not in CHIPS:
-        raise ValueError(f"{chip=} is unknown; there are: {', '.join(CHIPS)}")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the library asks the cloud which machine this is
-    os.environ.setdefault(
-        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
-    )  # no device is opened, so processes do not disturb each other
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
-    device = topology.devices[0]
+    device = _device(chip)
     mesh = Mesh([device], ("device",))
     sharding = NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
@@ -61,3 +52,19 @@ def compile_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Compiled:
         return lowered.compile()
     finally:
         jax.config.update(option, before)
+
+
+def compiler_version() -> str:
+    """Which compiler it is, as it says itself: when it was built, and the number of the change it was built from."""
+    return " ".join(_device("v5e").client.platform_version.splitlines()[2:])
+
+
+def _device(chip: str) -> jax.Device:
+    if not has_compiler():
+        raise RuntimeError("compiling for TPUs needs the libtpu package: pip install libtpu (Linux, x86-64)")
+    if chip not in CHIPS:
+        raise ValueError(f"{chip=} is unknown; there are: {', '.join(CHIPS)}")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the library asks the cloud which machine this is
+    # No device is opened, so processes do not disturb each other.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]

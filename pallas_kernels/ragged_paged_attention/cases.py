@@ -135,6 +135,7 @@ MODELS = {
     "llama-3-70b": ModelShape(num_heads=64, num_kv_heads=8),
     "llama-3-70b-tp8": ModelShape(num_heads=8, num_kv_heads=1),
     "qwen3-0.6b": ModelShape(num_heads=16, num_kv_heads=8),
+    "qwen3-4b": ModelShape(num_heads=32, num_kv_heads=8),
     "qwen3-32b": ModelShape(num_heads=64, num_kv_heads=8),
     "mistral": ModelShape(num_heads=32, num_kv_heads=8, window=4096),
     "llama-3.2-1b": ModelShape(num_heads=32, num_kv_heads=8, head_size=64),

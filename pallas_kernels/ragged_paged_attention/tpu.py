@@ -1,8 +1,7 @@
-"""Pallas for TPU: two kernels, one that writes new keys and values into the pool, and one that attends.
+"""Pallas for TPU: attention of prompts, chunks and decodes. New keys and values are written before (`tpu_write.py`).
 
-Both walk a list of *tiles*, made on the device from the lengths of the rows. A tile is what one row has in one block of an
-axis: for writing, the axis is the row's own positions, cut where the memory tiles of a page end; for attending it is the
-axis of all tokens, so that queries and results are plain blocks which several rows may share. A decode's block is one token.
+A tile of work is what one row has in one block of the axis of all tokens, so that queries and results are plain blocks
+which several rows may share. A decode's block is one token.
 
 The pool stays in HBM. Pages of a tile's context are copied into one of two buffers in VMEM while the other is worked
 on; the last chunk of a tile starts the copies of the next tile, so that short contexts do not wait for memory either.
@@ -13,8 +12,7 @@ tiles is that of grouped matrix products, arXiv 2211.15841.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +20,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxserve.pallas_kernels.platform import target_platform
-from jaxserve.pallas_kernels.ragged_paged_attention import tuned
+from jaxserve.pallas_kernels.interpreter import interpret
+from jaxserve.pallas_kernels.ragged_paged_attention import tpu_write, tuned
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, dot_dtype, to_pool
-
-WRITES = 16  # tiles written at once
-INTERPRET = pltpu.InterpretParams()  # how the kernels run on a CPU; tests turn on the detection of races
+from jaxserve.pallas_kernels.ragged_paged_attention.tpu_tiles import slots_of_tile, tiles, where
 
 _MASKED = -1e30  # finite, so that a fully masked chunk yields exp(0) * 0 rather than nan
 _LANES = 128
@@ -35,19 +31,20 @@ _LOG2E = 1.4426950408889634
 _MAX_TABLE_BYTES = 768 << 10  # of the 1 MB of SMEM; the rest is for lengths and tiles
 
 
-class _Shape(NamedTuple):
-    """What does not change within a call; all static."""
+class Shape(NamedTuple):
+    """What does not change within a call of the kernel; all static."""
 
     tile: int  # tokens in a block
+    num_parts: int  # of the KV heads; each is walked by itself
     num_heads: int  # KV heads of one part
     group: int  # query heads per KV head
     width: int  # lanes of queries and sums
     page_size: int
+    double: int  # a key and its value
     chunk_pages: int
     table_width: int
+    kv_dtype: jnp.dtype
     dot_dtype: jnp.dtype  # of the factors of both products
-    has_sinks: bool
-    has_scale: bool
     options: Options
 
     @property
@@ -60,31 +57,69 @@ class _Shape(NamedTuple):
         """Keys in a buffer."""
         return self.chunk_pages * self.page_size
 
+    @property
+    def chunk_bytes(self) -> int:
+        """What one turn of the inner loop reads from HBM."""
+        return self.num_heads * self.chunk * self.double * self.kv_dtype.itemsize
+
+    @property
+    def chunk_flops(self) -> int:
+        """What both products of one turn need, without the lanes that only fill up."""
+        return 2 * self.num_heads * self.num_queries * self.chunk * self.double
+
+
+class _Inputs(NamedTuple):
+    q_tkgw: Any  # a block of `Shape.tile` tokens and one part's heads
+    pages_pkbd: Any  # all of the pool, in HBM
+    sinks_kgl: Any  # f32, in units of log2; one part's heads; or None
+    kv_scale_2k: Any  # f32, all heads; or None
+
+
+class _Sums(NamedTuple):
+    out_tkgw: Any  # as `q_tkgw`
+    lse_tkgl: Any  # f32, the same in every lane; or None
+
+
+class _Scratch(NamedTuple):
+    buffers_2ckbd: Any  # pages of two chunks
+    sems_2: Any
+    slot_1: Any  # the buffer that is worked on
+    top_kql: Any  # f32, running maximum, the same in every lane
+    total_kql: Any  # f32, running sum of weights, the same in every lane
+    acc_kqw: Any  # f32, running sum of weighted values
+
+
+class _Tile(NamedTuple):
+    row: jax.Array
+    begin: jax.Array  # its first token
+    end: jax.Array  # the token past its last
+    position: jax.Array  # of the first token
+    first_page: jax.Array | int  # of the earliest key that is seen, as a column of the table
+    num_keys: jax.Array  # of the row, up to the last one that is seen
+
 
 def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options: Options) -> Attended:
     """See `op.ragged_paged_attention`."""
     _refuse(q_tnh, pages_pkbd, rows, options)
     num_tokens, num_heads, head_size = q_tnh.shape
     num_kv_heads = pages_pkbd.shape[1]
-    pages = _write(pages_pkbd, to_pool(k_tkh, v_tkh, options.kv_dtype, extras.kv_scale_2k), rows)
+    pages = tpu_write.write(pages_pkbd, to_pool(k_tkh, v_tkh, options.kv_dtype, extras.kv_scale_2k), rows)
 
     # Keys and values are whole lane tiles, or else both products take them together: zeros in the query leave the values
     # out of the scores, and the half of the sums that belongs to keys is dropped.
-    group, is_whole = num_heads // num_kv_heads, head_size % _LANES == 0
+    group, width = num_heads // num_kv_heads, _width(head_size)
+    padding = -num_tokens % min(tuned.query_tile(), num_tokens)
     q_tkgw = q_tnh.reshape(num_tokens, num_kv_heads, group, head_size)
-    if not is_whole:
-        q_tkgw = jnp.pad(q_tkgw, ((0, 0), (0, 0), (0, 0), (0, head_size)))
-    tile = min(tuned.query_tile(), num_tokens)
-    padding = -num_tokens % tile
-    q_tkgw = jnp.pad(q_tkgw, ((0, padding), (0, 0), (0, 0), (0, 0)))
+    q_tkgw = jnp.pad(q_tkgw, ((0, padding), (0, 0), (0, 0), (0, width - head_size)))
     lse_tkgl = jnp.zeros((*q_tkgw.shape[:3], _LANES), jnp.float32) if options.wants_lse else None
-    sums = (jnp.zeros_like(q_tkgw), lse_tkgl)  # what no tile visits stays zero
-    if options.max_q_len != 1:
-        sums = _attend_tiles(q_tkgw, pages, rows, extras, options, sums, rows.q_len_s > 1, tile)
-    sums = _attend_tiles(q_tkgw, pages, rows, extras, options, sums, rows.q_len_s == 1, 1)
-    out_tkgw, lse_tkgl = sums
-    out_tnh = out_tkgw[:num_tokens, ..., -head_size:].reshape(q_tnh.shape)
-    lse_tn = None if lse_tkgl is None else lse_tkgl[:num_tokens, ..., 0].reshape(num_tokens, num_heads)
+    sums = _Sums(jnp.zeros_like(q_tkgw), lse_tkgl)  # what no tile visits stays zero
+    for is_decode in (False, True):
+        if is_decode or options.max_q_len != 1:
+            shape = shape_of(q_tnh, pages, rows, options, is_decode=is_decode)
+            takes_s = rows.q_len_s == 1 if is_decode else rows.q_len_s > 1
+            sums = _attend_tiles(shape, q_tkgw, pages, rows, extras, sums, takes_s)
+    out_tnh = sums.out_tkgw[:num_tokens, ..., -head_size:].reshape(q_tnh.shape)
+    lse_tn = sums.lse_tkgl[:num_tokens, ..., 0].reshape(num_tokens, num_heads) if options.wants_lse else None
     return Attended(out_tnh, pages, lse_tn)
 
 
@@ -94,179 +129,40 @@ def _refuse(q_tnh, pages_pkbd, rows: Rows, options: Options) -> None:
     for dtype in (q_tnh.dtype, options.kv_dtype):
         if dtype == jnp.float16:
             raise NotImplementedError("TPUs have no float16")
-    size = _slots_of_tile(options.kv_dtype)
+    size = slots_of_tile(options.kv_dtype)
     if pages_pkbd.shape[2] % size:
         raise NotImplementedError(f"pages of {options.kv_dtype} must hold a multiple of {size} tokens")
     if rows.table_sm.size * 4 > _MAX_TABLE_BYTES:
         raise NotImplementedError(f"a table of {rows.table_sm.shape} does not fit the chip's scalar memory")
 
 
-def _tiles(begin_s, end_s, size: int, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Row and block of each tile, when row s has [begin, end) of an axis cut into blocks of a size; and how many."""
-    first_s = begin_s // size
-    count_s = jnp.where(end_s > begin_s, (end_s - 1) // size - first_s + 1, 0)
-    last_s = jnp.cumsum(count_s)
-    index_i = jnp.arange(most, dtype=jnp.int32)
-    row_i = jnp.minimum(jnp.searchsorted(last_s, index_i, side="right"), len(begin_s) - 1).astype(jnp.int32)
-    block_i = first_s[row_i] + index_i - (last_s[row_i] - count_s[row_i])
-    return row_i, block_i.astype(jnp.int32), last_s[-1].astype(jnp.int32)
+def _width(head_size: int) -> int:
+    return head_size if head_size % _LANES == 0 else 2 * head_size
 
 
-def _slots_of_tile(dtype: jnp.dtype) -> int:
-    """Tokens of a page that lie in one memory tile, the least that can be written."""
-    return 32 // dtype.itemsize
-
-
-def _interpret() -> pltpu.InterpretParams | bool:
-    return INTERPRET if target_platform() == "cpu" else False
-
-
-def _write(pages_pkbd, new_tkd, rows: Rows):
-    """Put every token's key and value into its slot; a slot is part of a memory tile, which is read, blended, written."""
-    num_tokens, num_heads, double = new_tkd.shape
-    size = _slots_of_tile(pages_pkbd.dtype)
-    begin_s = rows.kv_len_s - rows.q_len_s
-    most = min(num_tokens, num_tokens // size + 2 * len(begin_s))
-    most = -(-most // WRITES) * WRITES
-    row_x, group_x, count = _tiles(begin_s, rows.kv_len_s, size, most)
-    first_x = rows.q_start_s[row_x] - begin_s[row_x] + group_x * size
-    token_xg = first_x[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
-    new_xkgd = jnp.swapaxes(new_tkd[jnp.clip(token_xg, 0, num_tokens - 1)], 1, 2)
-    scalars = (row_x, group_x, count[None], begin_s, rows.kv_len_s, rows.table_sm.reshape(-1))
-    return pl.pallas_call(
-        functools.partial(_write_kernel, table_width=rows.table_sm.shape[1], page_size=pages_pkbd.shape[2]),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(scalars),
-            grid=((count + WRITES - 1) // WRITES,),
-            in_specs=[
-                pl.BlockSpec((WRITES, num_heads, size, double), lambda i, *_: (i, 0, 0, 0)),
-                pl.BlockSpec(memory_space=pl.ANY),
-            ],
-            out_specs=pl.BlockSpec(memory_space=pl.ANY),
-            scratch_shapes=[
-                pltpu.VMEM((WRITES, num_heads, size, double), pages_pkbd.dtype),
-                pltpu.SemaphoreType.DMA((WRITES,)),
-            ],
-        ),
-        out_shape=jax.ShapeDtypeStruct(pages_pkbd.shape, pages_pkbd.dtype),
-        input_output_aliases={len(scalars) + 1: 0},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
-        interpret=_interpret(),
-        name="write_pages",
-    )(*scalars, new_xkgd, pages_pkbd)
-
-
-def _write_kernel(
-    row_x, group_x, count, begin_s, end_s, table, new_ref, _, pages_ref, buffer, sems, *, table_width, page_size
-):
-    size = buffer.shape[2]
-    base = pl.program_id(0) * WRITES
-    num_tiles = jnp.minimum(WRITES, count[0] - base)
-
-    def slots(w):
-        begin = group_x[base + w] * size
-        page = table[row_x[base + w] * table_width + begin // page_size]
-        return pages_ref.at[page, :, pl.ds(pl.multiple_of(begin % page_size, size), size)]
-
-    def for_each_tile(act: Callable[[jax.Array], None]) -> None:
-        lax.fori_loop(0, num_tiles, lambda w, _: act(w), None)
-
-    def blend(w) -> None:
-        read(w).wait()
-        position = group_x[base + w] * size + lax.broadcasted_iota(jnp.int32, buffer.shape[1:], 1)
-        row = row_x[base + w]
-        is_new = (position >= begin_s[row]) & (position < end_s[row])
-        buffer[w] = _where(is_new, new_ref[w], buffer[w])
-        write(w).start()
-
-    def read(w):
-        return pltpu.make_async_copy(slots(w), buffer.at[w], sems.at[w])
-
-    def write(w):
-        return pltpu.make_async_copy(buffer.at[w], slots(w), sems.at[w])
-
-    for_each_tile(lambda w: read(w).start())
-    for_each_tile(blend)
-    for_each_tile(lambda w: write(w).wait())
-
-
-def _where(condition, x, y):
-    """`jnp.where` for narrow numbers too, which the chip cannot select by a mask of another width."""
-    if x.dtype.itemsize == 4:
-        return jnp.where(condition, x, y)
-    return jnp.where(condition, x.astype(jnp.float32), y.astype(jnp.float32)).astype(x.dtype)
-
-
-def _attend_tiles(q_tkgw, pages, rows: Rows, extras: Extras, options: Options, sums, takes_s, tile: int):
-    """Attend the rows that `takes_s` names, in blocks of `tile` tokens, into `sums`."""
-    num_tokens, num_kv_heads, group, width = q_tkgw.shape
-    _, _, page_size, double = pages.shape
+def shape_of(q_tnh, pages_pkbd, rows: Rows, options: Options, *, is_decode: bool) -> Shape:
+    """How a call is cut into tiles and chunks. Looks at shapes and dtypes only; asks for the chip that is compiled for."""
+    num_tokens, num_q_heads, head_size = q_tnh.shape
+    _, num_kv_heads, page_size, double = pages_pkbd.shape
     # Decodes wait for memory: all heads of a page in one copy. Larger tiles wait for arithmetic, and for a place in VMEM.
-    num_parts = num_kv_heads if tile > 1 else 2 if _cores_of_device() == 2 and num_kv_heads % 2 == 0 else 1
+    shares = 2 if _cores_of_device() == 2 and num_kv_heads % 2 == 0 else 1
+    num_parts = shares if is_decode else num_kv_heads
     num_heads = num_kv_heads // num_parts
-    chunk = tuned.chunk(num_heads * double * pages.dtype.itemsize, is_decode=tile == 1)
-    shape = _Shape(
-        tile=tile,
+    chunk = tuned.chunk(num_heads * double * pages_pkbd.dtype.itemsize, is_decode=is_decode)
+    return Shape(
+        tile=1 if is_decode else min(tuned.query_tile(), num_tokens),
+        num_parts=num_parts,
         num_heads=num_heads,
-        group=group,
-        width=width,
+        group=num_q_heads // num_kv_heads,
+        width=_width(head_size),
         page_size=page_size,
+        double=double,
         chunk_pages=min(max(chunk // page_size, 1), rows.table_sm.shape[1]),
         table_width=rows.table_sm.shape[1],
-        dot_dtype=dot_dtype(q_tkgw.dtype, pages.dtype),
-        has_sinks=extras.sinks_n is not None,
-        has_scale=extras.kv_scale_2k is not None,
+        kv_dtype=pages_pkbd.dtype,
+        dot_dtype=dot_dtype(q_tnh.dtype, pages_pkbd.dtype),
         options=options,
     )
-    num_rows = len(rows.kv_len_s)
-    most = min(num_rows, num_tokens) if tile == 1 else num_tokens // tile + num_rows
-    row_i, block_i, count = _tiles(
-        jnp.where(takes_s, rows.q_start_s[:-1], 0), jnp.where(takes_s, rows.q_start_s[1:], 0), tile, most
-    )
-    scalars = (row_i, block_i, rows.q_start_s, rows.kv_len_s, rows.table_sm.reshape(-1))
-
-    def block(last: int) -> pl.BlockSpec:
-        return pl.BlockSpec(
-            (tile, shape.num_heads, group, last), lambda part, i, row_i, block_i, *_: (block_i[i], part, 0, 0)
-        )
-
-    inputs, in_specs = [q_tkgw, pages], [block(width), pl.BlockSpec(memory_space=pl.ANY)]
-    if extras.sinks_n is not None:
-        sinks_kg1 = extras.sinks_n.astype(jnp.float32).reshape(num_kv_heads, group, 1) * _LOG2E
-        inputs.append(jnp.broadcast_to(sinks_kg1, (num_kv_heads, group, _LANES)))
-        in_specs.append(pl.BlockSpec((shape.num_heads, group, _LANES), lambda part, i, *_: (part, 0, 0)))
-    if extras.kv_scale_2k is not None:
-        inputs.append(extras.kv_scale_2k.astype(jnp.float32))
-        in_specs.append(pl.BlockSpec(memory_space=pltpu.SMEM))
-    outputs = [x for x in sums if x is not None]
-    aliases = {len(scalars) + len(inputs) + i: i for i in range(len(outputs))}
-    in_specs += [pl.BlockSpec(memory_space=pl.ANY) for _ in outputs]
-    state = pltpu.VMEM((shape.num_heads, shape.num_queries, _LANES), jnp.float32)
-    done = pl.pallas_call(
-        functools.partial(_attend_kernel, shape=shape),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(scalars),
-            grid=(num_parts, count),
-            in_specs=in_specs,
-            out_specs=[block(x.shape[-1]) for x in outputs],
-            scratch_shapes=[
-                pltpu.VMEM((2, shape.chunk_pages, shape.num_heads, page_size, double), pages.dtype),
-                pltpu.SemaphoreType.DMA((2,)),
-                pltpu.SMEM((1,), jnp.int32),
-                state,
-                state,
-                pltpu.VMEM((shape.num_heads, shape.num_queries, width), jnp.float32),
-            ],
-        ),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
-        input_output_aliases=aliases,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tuned.vmem_bytes()
-        ),
-        interpret=_interpret(),
-        name="decode" if tile == 1 else "prefill",
-    )(*scalars, *inputs, *outputs)
-    return (done[0], done[1] if len(done) == 2 else None)
 
 
 def _cores_of_device() -> int:
@@ -276,36 +172,90 @@ def _cores_of_device() -> int:
     return getattr(jax.devices()[0], "num_cores", 1) or 1
 
 
-def _attend_kernel(row_i, block_i, q_start_s, kv_len_s, table, q_ref, pages_ref, *refs, shape: _Shape):
+def _attend_tiles(shape: Shape, q_tkgw, pages, rows: Rows, extras: Extras, sums: _Sums, takes_s) -> _Sums:
+    """Attend the rows that `takes_s` names into `sums`."""
+    num_tokens, num_kv_heads, group, width = q_tkgw.shape
+    tile, num_heads, num_rows = shape.tile, shape.num_heads, len(rows.kv_len_s)
+    most = min(num_rows, num_tokens) if tile == 1 else num_tokens // tile + num_rows
+    begin_s, end_s = (jnp.where(takes_s, x, 0) for x in (rows.q_start_s[:-1], rows.q_start_s[1:]))
+    row_i, block_i, count = tiles(begin_s, end_s, tile, most)
+    scalars = (row_i, block_i, rows.q_start_s, rows.kv_len_s, rows.table_sm.reshape(-1))
+
+    inputs = _Inputs(q_tkgw, pages, None, extras.kv_scale_2k)
+    if extras.sinks_n is not None:
+        sinks_kg1 = extras.sinks_n.astype(jnp.float32).reshape(num_kv_heads, group, 1) * _LOG2E
+        inputs = inputs._replace(sinks_kgl=jnp.broadcast_to(sinks_kg1, (num_kv_heads, group, _LANES)))
+
+    def block(lanes: int) -> pl.BlockSpec:
+        return pl.BlockSpec(
+            (tile, num_heads, group, lanes), lambda part, i, row_i, block_i, *_: (block_i[i], part, 0, 0)
+        )
+
+    def if_there(spec: pl.BlockSpec, array) -> pl.BlockSpec | None:
+        return None if array is None else spec
+
+    of_part = pl.BlockSpec((num_heads, group, _LANES), lambda part, i, *_: (part, 0, 0))
+    in_specs = _Inputs(
+        block(width),
+        pl.BlockSpec(memory_space=pl.ANY),
+        if_there(of_part, inputs.sinks_kgl),
+        if_there(pl.BlockSpec(memory_space=pltpu.SMEM), inputs.kv_scale_2k),
+    )
+    state = pltpu.VMEM((num_heads, shape.num_queries, _LANES), jnp.float32)
+    scratch = _Scratch(
+        pltpu.VMEM((2, shape.chunk_pages, num_heads, shape.page_size, shape.double), pages.dtype),
+        pltpu.SemaphoreType.DMA((2,)),
+        pltpu.SMEM((1,), jnp.int32),
+        state,
+        state,
+        pltpu.VMEM((num_heads, shape.num_queries, width), jnp.float32),
+    )
+    num_before = len(scalars) + len(jax.tree.leaves(inputs))
+    (done,) = pl.pallas_call(
+        functools.partial(_kernel, shape=shape),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(shape.num_parts, count),
+            in_specs=(in_specs, jax.tree.map(lambda _: pl.BlockSpec(memory_space=pl.ANY), sums)),
+            out_specs=(jax.tree.map(lambda x: block(x.shape[-1]), sums),),
+            scratch_shapes=(scratch,),
+        ),
+        out_shape=(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), sums),),
+        input_output_aliases={num_before + i: i for i in range(len(jax.tree.leaves(sums)))},
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tuned.vmem_bytes()
+        ),
+        interpret=interpret(),
+        name="decode" if tile == 1 else "prefill",
+    )(*scalars, inputs, sums)
+    return done
+
+
+def _kernel(
+    row_i, block_i, q_start_s, kv_len_s, table, inputs: _Inputs, _, sums: _Sums, scratch: _Scratch, *, shape: Shape
+):
     """One tile. Scores are kept in units of log2, because the chip has powers of two only."""
-    refs = list(refs)
-    sinks_ref = refs.pop(0) if shape.has_sinks else None
-    scale_ref = refs.pop(0) if shape.has_scale else None
-    num_outputs = 2 if shape.options.wants_lse else 1
-    out_ref, lse_ref = refs[num_outputs], refs[num_outputs + 1] if shape.options.wants_lse else None
-    buffers, sems, slot_ref, top_ref, total_ref, acc_ref = refs[2 * num_outputs :]
-    options, page_size = shape.options, shape.page_size
+    page_size, window = shape.page_size, shape.options.window
     part, i, num_tiles = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
 
-    def span(i):
-        """Row of a tile, its tokens [begin, end), the first one's position, its first page, and how many keys there are."""
+    def tile_of(i) -> _Tile:
         row = row_i[i]
         begin = jnp.maximum(q_start_s[row], block_i[i] * shape.tile)
         end = jnp.minimum(q_start_s[row + 1], (block_i[i] + 1) * shape.tile)
         position = kv_len_s[row] - (q_start_s[row + 1] - begin)
-        first = 0 if options.window is None else jnp.maximum(position - options.window + 1, 0) // page_size
-        return row, begin, end, position, first, position + end - begin
+        first_page = 0 if window is None else jnp.maximum(position - window + 1, 0) // page_size
+        return _Tile(row, begin, end, position, first_page, position + end - begin)
 
     def for_each_page(i, chunk, slot, act) -> None:
-        row, _, _, _, first, num_keys = span(i)
-        page = first + chunk * shape.chunk_pages
-        count = jnp.minimum((num_keys + page_size - 1) // page_size - page, shape.chunk_pages)
+        tile = tile_of(i)
+        page = tile.first_page + chunk * shape.chunk_pages
+        count = jnp.minimum((tile.num_keys + page_size - 1) // page_size - page, shape.chunk_pages)
 
         def copy(j, _):
-            source = pages_ref.at[
-                table[row * shape.table_width + page + j], pl.ds(part * shape.num_heads, shape.num_heads)
+            source = inputs.pages_pkbd.at[
+                table[tile.row * shape.table_width + page + j], pl.ds(part * shape.num_heads, shape.num_heads)
             ]
-            act(pltpu.make_async_copy(source, buffers.at[slot, j], sems.at[slot]))
+            act(pltpu.make_async_copy(source, scratch.buffers_2ckbd.at[slot, j], scratch.sems_2.at[slot]))
 
         lax.fori_loop(0, count, copy, None)
 
@@ -314,18 +264,13 @@ def _attend_kernel(row_i, block_i, q_start_s, kv_len_s, table, q_ref, pages_ref,
 
     @pl.when(i == 0)
     def _():
-        slot_ref[0] = 0
+        scratch.slot_1[0] = 0
         start(i, 0, 0)
 
-    _, begin, end, position, first, num_keys = span(i)
-    num_chunks = (num_keys - first * page_size + shape.chunk - 1) // shape.chunk
+    tile = tile_of(i)
+    num_chunks = (tile.num_keys - tile.first_page * page_size + shape.chunk - 1) // shape.chunk
     for head in range(shape.num_heads):
-        top, total = jnp.full(top_ref.shape[1:], _MASKED, jnp.float32), jnp.zeros(top_ref.shape[1:], jnp.float32)
-        if sinks_ref is not None:
-            sinks_gl = jnp.broadcast_to(sinks_ref[head][None], (shape.tile, shape.group, _LANES))
-            top, total = sinks_gl.reshape(top.shape), jnp.ones_like(total)
-        top_ref[head], total_ref[head] = top, total
-        acc_ref[head] = jnp.zeros(acc_ref.shape[1:], jnp.float32)
+        _clear(head, inputs, scratch, shape)
 
     def one_chunk(chunk, slot):
         is_last = chunk + 1 == num_chunks
@@ -336,46 +281,60 @@ def _attend_kernel(row_i, block_i, q_start_s, kv_len_s, table, q_ref, pages_ref,
             start(next_i, next_chunk, 1 - slot)
 
         for_each_page(i, chunk, slot, lambda copy: copy.wait())
-        key = first * page_size + chunk * shape.chunk  # of the first one in the buffer
+        key = tile.first_page * page_size + chunk * shape.chunk  # of the first one in the buffer
 
-        @pl.when(key + shape.chunk > num_keys)
-        def _():  # slots past the last key hold anything, nan included
-            at = lax.broadcasted_iota(jnp.int32, buffers.shape[1:], 0) * page_size
-            at = key + at + lax.broadcasted_iota(jnp.int32, buffers.shape[1:], 2)
-            buffers[slot] = _where(at < num_keys, buffers[slot], jnp.zeros_like(buffers[slot]))
+        @pl.when(key + shape.chunk > tile.num_keys)
+        def _():
+            _drop_keys_past(tile.num_keys - key, slot, scratch, shape)
 
-        seen_qc = visible(key)
+        seen_qc = _visible(tile, key, tile.position + block_i[i] * shape.tile - tile.begin, shape)
         for head in range(shape.num_heads):
-            key_scale = 1.0 if scale_ref is None else scale_ref[0, part * shape.num_heads + head]
-            _absorb(head, buffers[slot, :, head], q_ref, top_ref, total_ref, acc_ref, key_scale, seen_qc, shape)
+            _absorb(head, slot, inputs, scratch, _scale_of(0, part, head, inputs, shape), seen_qc, shape)
         return 1 - slot
 
-    def visible(key):
-        """bool[query, key]: which keys of a chunk, the first being `key`, each query of the tile may see."""
-        size = (shape.num_queries, shape.chunk)
-        key_qc = key + lax.broadcasted_iota(jnp.int32, size, 1)
-        query_qc = position + _token_of_query(shape, size) + (block_i[i] * shape.tile - begin)
-        seen_qc = key_qc <= query_qc
-        return seen_qc if options.window is None else seen_qc & (key_qc > query_qc - options.window)
-
-    slot_ref[0] = lax.fori_loop(0, num_chunks, one_chunk, slot_ref[0])
+    scratch.slot_1[0] = lax.fori_loop(0, num_chunks, one_chunk, scratch.slot_1[0])
 
     is_first_visit = (i == 0) | (block_i[jnp.maximum(i - 1, 0)] != block_i[i])
+    tokens = (tile.begin - block_i[i] * shape.tile, tile.end - block_i[i] * shape.tile)
     for head in range(shape.num_heads):
-        value_scale = 1.0 if scale_ref is None else scale_ref[1, part * shape.num_heads + head]
-        results = [(out_ref, acc_ref[head] / total_ref[head][:, :1] * value_scale)]
-        if lse_ref is not None:
-            results.append((lse_ref, top_ref[head] / _LOG2E + jnp.log(total_ref[head])))
-        for ref, result in results:
-            result = result.reshape(shape.tile, shape.group, result.shape[-1])
-            if shape.tile > 1:
-                token = block_i[i] * shape.tile + lax.broadcasted_iota(jnp.int32, result.shape, 0)
-                before = jnp.where(is_first_visit, 0.0, ref[:, head].astype(jnp.float32))
-                result = jnp.where((token >= begin) & (token < end), result, before)
-            ref[:, head] = result.astype(ref.dtype)
+        _finish(head, sums, scratch, _scale_of(1, part, head, inputs, shape), is_first_visit, tokens, shape)
 
 
-def _token_of_query(shape: _Shape, size: tuple[int, int]):
+def _scale_of(which: int, part, head: int, inputs: _Inputs, shape: Shape):
+    """Of the keys (0) or values (1) of a head."""
+    return 1.0 if inputs.kv_scale_2k is None else inputs.kv_scale_2k[which, part * shape.num_heads + head]
+
+
+def _clear(head: int, inputs: _Inputs, scratch: _Scratch, shape: Shape) -> None:
+    """Nothing is absorbed yet but the sink."""
+    size = (shape.num_queries, _LANES)
+    top_ql, total_ql = jnp.full(size, _MASKED, jnp.float32), jnp.zeros(size, jnp.float32)
+    if inputs.sinks_kgl is not None:
+        sinks_tgl = jnp.broadcast_to(inputs.sinks_kgl[head][None], (shape.tile, shape.group, _LANES))
+        top_ql, total_ql = sinks_tgl.reshape(size), jnp.ones(size, jnp.float32)
+    scratch.top_kql[head], scratch.total_kql[head] = top_ql, total_ql
+    scratch.acc_kqw[head] = jnp.zeros((shape.num_queries, shape.width), jnp.float32)
+
+
+def _drop_keys_past(count, slot, scratch: _Scratch, shape: Shape) -> None:
+    """Make zero the slots of a buffer from `count` on: they hold anything, nan included."""
+    size = scratch.buffers_2ckbd.shape[1:]
+    at = lax.broadcasted_iota(jnp.int32, size, 0) * shape.page_size + lax.broadcasted_iota(jnp.int32, size, 2)
+    pages = scratch.buffers_2ckbd[slot]
+    scratch.buffers_2ckbd[slot] = where(at < count, pages, jnp.zeros_like(pages))
+
+
+def _visible(tile: _Tile, key, query, shape: Shape):
+    """bool[query, key]: which keys of a chunk each query of the tile may see; `key` and `query` are the first positions."""
+    size = (shape.num_queries, shape.chunk)
+    key_qc = key + lax.broadcasted_iota(jnp.int32, size, 1)
+    query_qc = query + _token_of_query(shape, size)
+    seen_qc = key_qc <= query_qc
+    window = shape.options.window
+    return seen_qc if window is None else seen_qc & (key_qc > query_qc - window)
+
+
+def _token_of_query(shape: Shape, size: tuple[int, int]):
     """i32[query, ...]: which token of the block each query row belongs to. A product and a shift: chips do not divide."""
     if shape.tile == 1:
         return jnp.zeros(size, jnp.int32)
@@ -383,28 +342,45 @@ def _token_of_query(shape: _Shape, size: tuple[int, int]):
     return (lax.broadcasted_iota(jnp.int32, size, 0) * factor) >> 16
 
 
-def _absorb(head, kv_pbd, q_ref, top_ref, total_ref, acc_ref, key_scale, seen_qc, shape: _Shape) -> None:
+def _absorb(head: int, slot, inputs: _Inputs, scratch: _Scratch, key_scale, seen_qc, shape: Shape) -> None:
     """Merge a chunk into the running softmax of one KV head's queries."""
     options = shape.options
-    kv_cd = kv_pbd.reshape(shape.chunk, kv_pbd.shape[-1]).astype(shape.dot_dtype)
+    kv_cd = scratch.buffers_2ckbd[slot, :, head].reshape(shape.chunk, shape.double).astype(shape.dot_dtype)
     k_cw, v_cw = kv_cd[:, : shape.width], kv_cd[:, -shape.width :]
-    q_qw = q_ref[:, head].reshape(shape.num_queries, shape.width).astype(shape.dot_dtype)
+    q_qw = inputs.q_tkgw[:, head].reshape(shape.num_queries, shape.width).astype(shape.dot_dtype)
     scores_qc = _dot(q_qw, k_cw, 1)
     if options.soft_cap is None:
         scores_qc = scores_qc * (options.scale * key_scale * _LOG2E)
     else:
         scores_qc = jnp.tanh(scores_qc * (options.scale * key_scale / options.soft_cap)) * (options.soft_cap * _LOG2E)
     scores_qc = jnp.where(seen_qc, scores_qc, _MASKED)
-    before_ql = top_ref[head]
+    before_ql = scratch.top_kql[head]
     top_ql = jnp.maximum(before_ql, jnp.max(scores_qc, axis=1, keepdims=True))
     weights_qc = jnp.exp2(scores_qc - top_ql[:, :1])
     shrink_ql = jnp.exp2(before_ql - top_ql)
-    top_ref[head] = top_ql
-    total_ref[head] = total_ref[head] * shrink_ql + jnp.sum(weights_qc, axis=1, keepdims=True)
-    acc_ref[head] = acc_ref[head] * shrink_ql[:, :1] + _dot(weights_qc.astype(shape.dot_dtype), v_cw, 0)
+    scratch.top_kql[head] = top_ql
+    scratch.total_kql[head] = scratch.total_kql[head] * shrink_ql + jnp.sum(weights_qc, axis=1, keepdims=True)
+    added_qw = _dot(weights_qc.astype(shape.dot_dtype), v_cw, 0)
+    scratch.acc_kqw[head] = scratch.acc_kqw[head] * shrink_ql[:, :1] + added_qw
 
 
 def _dot(a, b, axis: int):
     """`a` times `b`, contracting the last axis of the one with `axis` of the other, summed in float32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _finish(head: int, sums: _Sums, scratch: _Scratch, value_scale, is_first_visit, tokens, shape: Shape) -> None:
+    """Results of one head, into the tokens [begin, end) of the block; the others may be another row's, visited before."""
+    begin, end = tokens
+    total_ql = scratch.total_kql[head]
+    results = _Sums(scratch.acc_kqw[head] / total_ql[:, :1] * value_scale, None)
+    if sums.lse_tkgl is not None:
+        results = results._replace(lse_tkgl=scratch.top_kql[head] / _LOG2E + jnp.log(total_ql))
+    for ref, result in zip(jax.tree.leaves(sums), jax.tree.leaves(results), strict=True):
+        result = result.reshape(shape.tile, shape.group, result.shape[-1])
+        if shape.tile > 1:
+            token = lax.broadcasted_iota(jnp.int32, result.shape, 0)
+            before = jnp.where(is_first_visit, 0.0, ref[:, head].astype(jnp.float32))
+            result = jnp.where((token >= begin) & (token < end), result, before)
+        ref[:, head] = result.astype(ref.dtype)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op, tpu
+from jaxserve.pallas_kernels import interpreter
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, make_arrays
 from jaxserve.pallas_kernels.ragged_paged_attention.check import call, compare, random_case
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
@@ -18,7 +19,7 @@ BACKENDS = [name for name in op.IMPLEMENTATIONS if name != "ref"]
 @pytest.fixture(autouse=True)
 def native_or_skip(request, native_folder, monkeypatch):
     """Our C++ kernel is there where the machine can compile and run it; TPU kernels are interpreted, watching for races."""
-    monkeypatch.setattr(tpu, "INTERPRET", pltpu.InterpretParams(detect_races=True))
+    monkeypatch.setattr(interpreter, "PARAMS", pltpu.InterpretParams(detect_races=True))
     values = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     float32 = jnp.dtype("float32")
     if values.get("impl") == "cpu" and (reason := cpu.refusal(float32, float32, 64)):

@@ -1,0 +1,1 @@
+"""What compilers make of our kernels, and the document that says so."""
