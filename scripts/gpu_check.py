@@ -64,7 +64,7 @@ def cases(args: argparse.Namespace) -> list[Result]:
     """See `scripts/gpu/cases.py`."""
     from scripts.gpu import cases
 
-    return _ask(args, "cases", cases.items(args.backends, args.seeds))
+    return _ask(args, "cases", cases.items(args.backends, args.seeds, is_rehearsal=args.rehearse))
 
 
 def kernels(args: argparse.Namespace) -> list[Result]:
@@ -195,7 +195,7 @@ def _record(path: Path, section: str, found: list[Result], device: dict[str, Any
             numbers = {name: value for name, value in result.numbers.items() if name not in ("seconds", "ms")}
             record.append(path, case, "time per call", "s", result.numbers["seconds"], **numbers, **more)
         elif result.state == "measured":
-            record.append(path, case, "figures", "", [1.0], **result.numbers, **more)
+            record.append_line(path, case | result.numbers | more | {"machine": record.machine()})
 
 
 if __name__ == "__main__":

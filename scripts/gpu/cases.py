@@ -8,11 +8,12 @@ from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, ma
 from scripts.gpu.children import Result
 
 RANDOM = "random "  # an item "random 7" is the random case of that seed
+REHEARSED = ("decode", "mixed", "int8 pool")
 
 
-def items(backends: Sequence[str], num_random: int) -> list[str]:
+def items(backends: Sequence[str], num_random: int, *, is_rehearsal: bool) -> list[str]:
     """`CASE | BACKEND`, a case's backends one after the other."""
-    names = [*CASES, *(f"{RANDOM}{seed}" for seed in range(num_random))]
+    names = [*(REHEARSED if is_rehearsal else CASES), *(f"{RANDOM}{seed}" for seed in range(num_random))]
     return [f"{name} | {backend}" for name in names for backend in backends]
 
 
