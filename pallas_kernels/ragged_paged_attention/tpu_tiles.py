@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+LANES = 128  # of a vector register
+
 
 def tiles(begin_s, end_s, size: int, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cut the range [begin, end) that each row has of an axis where blocks of a size end.

@@ -51,8 +51,8 @@ all heads of a grid step. `write_pages` has no product: all of it is shown, with
 | bound / core | the larger of the two (the roofline) over `core`. Below 1, the part of it that the schedule \
 reaches; above, the limit is HBM, by that factor |
 | MXU bundles | share of the core's bundles that use the matrix units |
-| matmul, push, VALU, load, store | share of a unit's slots that are used: products, loading of their stationary factor, \
-vector arithmetic, vector loads and stores |
+| matmul, push, XLU, VALU, load, store | share of a unit's slots that are used: products, loading of their stationary \
+factor, moves and sums across lanes, vector arithmetic, vector loads and stores |
 | spills, fills | vector registers stored because there are too few, and loaded again, in the core |
 | HBM KB | what the core reads (and writes) |
 | VMEM KB, SMEM KB | what the program allocates on the chip: buffers, blocks of arguments, room for spills |
@@ -164,6 +164,7 @@ def line(folder: Path, chip: str, model: str, kernel: str, said: dict[str, Any])
         "MXU bundles": round(core.busy("MATMUL"), 2),
         "matmul": round(core.share("MATMUL"), 2),
         "push": round(core.share("MATPUSH"), 2),
+        "XLU": round(core.share("XLU"), 2),
         "VALU": round(core.share("VALU"), 2),
         "load": round(core.share("VLOAD"), 2),
         "store": round(core.share("VSTORE"), 2),
