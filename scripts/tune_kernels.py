@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         judges = [(call, schedule.judge(__file__, chip, model, call)) for chip, model, call in _product(args)]
     else:
         judges = [(call, timing.judge(model, call, args.backend)) for _, model, call in _product(args)]
-    found, settled = [], set()
+    found, known = [], {}
     for call, judge in judges:
-        for entry in climb.search(judge, least=args.least, settled=settled):
+        for entry in climb.search(judge, least=args.least, known=known):
             found.append({"call": call, **entry})
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     print(climb.table(found))

@@ -28,36 +28,32 @@ class Judge(NamedTuple):
     versions: dict[str, str]
 
 
-def search(judge: Judge, *, least: float, settled: set[Question]) -> Iterator[dict[str, Any]]:
+def search(judge: Judge, *, least: float, known: dict[Question, Any]) -> Iterator[dict[str, Any]]:
     """An entry for each question that a call asks: the rule's answer, the best one, and what it gains.
 
-    `settled` holds questions that were answered before, for other calls or models; new ones are added.
+    `known` holds what was found before, for other calls or models: a better answer, or None where the rule stays. Those
+    questions are not tried again; new ones are added.
     """
-    choices: dict[str, Any] = {}
-    first = best = judge.cost(choices)
-    done: set[Question] = set()
-    while new := [question for question in best.answers if question not in done | settled]:
-        chip, question = new[0]
-        done.add(new[0])
-        before, rule = best, best.answers[new[0]]
-        if not _is_number(rule):
-            continue
-        current, seen = rule, {_key(rule)}
-        improved = True
-        while improved:
-            improved = False
-            for value in neighbours(current):
-                if _key(value) in seen or len(seen) > MOST_TRIES:
-                    continue
-                seen.add(_key(value))
-                try:
-                    judged = judge.cost(choices | {question: value})
-                except RefusedError:
-                    continue
-                if gain(best, judged) > least:
-                    best, current, improved = judged, value, True
-                    choices[question] = value
-                    break
+    best = judge.cost({})
+    chip = next(iter(best.answers))[0]
+    choices = {question: better for (where, question), better in known.items() if where == chip and better is not None}
+    if choices:
+        best = judge.cost(choices)
+    while new := [question for place, question in best.answers if (place, question) not in known]:
+        question, before = new[0], best
+        rule = best.answers[chip, question]
+        current, seen = rule, {rule}
+        while value := next((one for one in neighbours(current, by_one=judge.by == "timing") if one not in seen), None):
+            if len(seen) > MOST_TRIES:
+                break
+            seen.add(value)
+            try:
+                judged = judge.cost(choices | {question: value})
+            except RefusedError:
+                continue
+            if gain(best, judged) >= least:
+                best, current, choices[question] = judged, value, value
+        known[chip, question] = choices.get(question)
         yield {
             "chip": chip,
             "model": judge.model,
@@ -69,9 +65,6 @@ def search(judge: Judge, *, least: float, settled: set[Question]) -> Iterator[di
             "by": judge.by,
             "versions": judge.versions,
         }
-    settled |= done
-    if choices:
-        assert gain(first, best) > 0
 
 
 def gain(before: Judged, after: Judged) -> float:
@@ -80,14 +73,19 @@ def gain(before: Judged, after: Judged) -> float:
     return math.exp(sum(logs) / len(logs)) - 1
 
 
-def neighbours(value: Any) -> list[Any]:
-    """Of a number: half and twice as much, or one less and one more of a small one. Of a tuple: those of each number."""
+def neighbours(value: Any, *, by_one: bool) -> list[Any]:
+    """Of a number: half and twice as much. Of a tuple: those of each number in it.
+
+    `by_one`: of numbers below 8 also one less and one more. What kernels ask for are mostly powers of two, and a size that
+    does not divide another may give wrong results: for use where results are looked at.
+    """
     if isinstance(value, tuple):
-        places = [(i, one) for i, part in enumerate(value) for one in neighbours(part)]
+        places = [(i, one) for i, part in enumerate(value) for one in neighbours(part, by_one=by_one)]
         return [_replaced(value, i, one) for i, one in places]
     if not _is_number(value):
         return []
-    return [one for one in ((value - 1, value + 1) if value < 8 else (value // 2, value * 2)) if one >= 1]
+    steps = (value - 1, value + 1) if by_one and value < 8 else ()
+    return [one for one in (*steps, value // 2, value * 2) if one >= 1]
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -101,13 +99,8 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    parts = value if isinstance(value, tuple) else (value,)
-    return all(isinstance(part, int) and not isinstance(part, bool) for part in parts)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _replaced(value: tuple[Any, ...], place: int, part: Any) -> tuple[Any, ...]:
     return (*value[:place], part, *value[place + 1 :])
-
-
-def _key(value: Any) -> Any:
-    return tuple(value) if isinstance(value, tuple) else value

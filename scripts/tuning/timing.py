@@ -6,9 +6,12 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from tuning.climb import Judge, Judged, RefusedError
 
 PAGE_SIZE, REPEATS = 32, 5
+_MOST_DIFFERENCE = 2e-2  # relative; bfloat16 keeps 8 bits
 _ASSUMED_FLOPS, _ASSUMED_BYTES = 1e15, 3e12  # only to choose how many calls a loop has
 
 
@@ -29,10 +32,11 @@ def judge(model: str, call: str, backend: str | None) -> Judge:
     versions = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     if impl == "triton":
         versions["triton"] = importlib.metadata.version("triton")
-    return Judge(functools.partial(_cost, model, call, impl, REPEATS), "timing", model, versions)
+    results: dict[str, np.ndarray] = {}  # of the rules' choices, which the others' must equal
+    return Judge(functools.partial(_cost, model, call, impl, results), "timing", model, versions)
 
 
-def _cost(model: str, call: str, impl: str, repeats: int, choices: Mapping[str, Any]) -> Judged:
+def _cost(model: str, call: str, impl: str, results: dict[str, np.ndarray], choices: Mapping[str, Any]) -> Judged:
     from jaxserve.pallas_kernels.ragged_paged_attention import tuned
 
     costs = {}
@@ -40,11 +44,14 @@ def _cost(model: str, call: str, impl: str, repeats: int, choices: Mapping[str, 
     for scenario in scenarios(model, call):
         try:
             with tuned.table.trying(choices):
-                costs[scenario.name] = seconds(scenario, impl, repeats)
+                costs[scenario.name], result = measure(scenario, impl)
         except Exception as error:  # a candidate may be too large for the chip in ways that only its compiler knows
             if not choices:
                 raise
             raise RefusedError(str(error)) from error
+        expected = results.setdefault(scenario.name, result)
+        if not np.linalg.norm(result - expected) < _MOST_DIFFERENCE * np.linalg.norm(expected):
+            raise RefusedError("other results")
     answers = {question: asked.choice for question, asked in tuned.table.asked.items()}
     return Judged(costs, answers)
 
@@ -60,8 +67,8 @@ def scenarios(model: str, call: str) -> list[Any]:
     return [Scenario(model=model, batch=b, context=c, queries=q) for b, c, q in sizes]
 
 
-def seconds(scenario: Any, impl: str, repeats: int) -> float:
-    """Of a call; median."""
+def measure(scenario: Any, impl: str) -> tuple[float, np.ndarray]:
+    """Seconds of a call, median; and its result."""
     from benchmarks.kernels.contenders import Pool, ours
     from benchmarks.kernels.scenario import make_inputs
     from benchmarks.kernels.timing import num_calls
@@ -70,4 +77,4 @@ def seconds(scenario: Any, impl: str, repeats: int) -> float:
     bound_s = max(scenario.num_bytes / _ASSUMED_BYTES, scenario.flops / _ASSUMED_FLOPS)
     contender = ours(impl, scenario, inputs, Pool(inputs.pages_pkbd), num_calls(bound_s))
     contender.seconds()
-    return statistics.median(contender.seconds() for _ in range(repeats))
+    return statistics.median(contender.seconds() for _ in range(REPEATS)), contender.result

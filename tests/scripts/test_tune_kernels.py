@@ -27,15 +27,13 @@ def judge(cost, rules):
 
 
 def test_a_number_is_followed_as_long_as_that_gains():
-    found = list(
-        climb.search(judge(lambda a: abs(a["chunk()"] - 1000) + 100, {"chunk()": 128}), least=0.03, settled=set())
-    )
+    found = list(climb.search(judge(lambda a: abs(a["chunk()"] - 1000) + 100, {"chunk()": 128}), least=0.03, known={}))
     assert [(one["question"], one["rule"], one["choice"]) for one in found] == [("chunk()", 128, 1024)]
     assert found[0]["gain"] == pytest.approx(972 / 124 - 1, abs=1e-3)
 
 
 def test_what_gains_little_stays_with_the_rule():
-    found = list(climb.search(judge(lambda a: 100 - a["tile()"] / 128, {"tile()": 128}), least=0.03, settled=set()))
+    found = list(climb.search(judge(lambda a: 100 - a["tile()"] / 128, {"tile()": 128}), least=0.03, known={}))
     assert (found[0]["choice"], found[0]["gain"], found[0]["tried"]) == (128, 0.0, 3)
 
 
@@ -46,7 +44,7 @@ def test_each_number_of_a_tuple_is_tried_and_what_cannot_be_is_passed_over():
             raise climb.RefusedError("too large")
         return 100 / workers
 
-    found = list(climb.search(judge(cost, {"block()": (1, 128)}), least=0.03, settled=set()))
+    found = list(climb.search(judge(cost, {"block()": (1, 128)}), least=0.03, known={}))
     assert found[0]["choice"][1] == 128
     assert found[0]["choice"][0] > 4
 
@@ -58,7 +56,7 @@ def test_a_question_that_follows_from_an_answer_is_asked_too():
         answers = {(CHIP, "tile()"): tile, (CHIP, block): choices.get(block, 8)}
         return climb.Judged({"1": 1000 / tile / answers[CHIP, block] + (1e6 if tile > 128 else 0)}, answers)
 
-    found = list(climb.search(climb.Judge(judged, "schedule", "a model", {}), least=0.03, settled=set()))
+    found = list(climb.search(climb.Judge(judged, "schedule", "a model", {}), least=0.03, known={}))
     assert [(one["question"], one["choice"]) for one in found][:2] == [
         ("tile()", 128),
         ("block(tile=128)", found[1]["choice"]),
@@ -66,11 +64,20 @@ def test_a_question_that_follows_from_an_answer_is_asked_too():
     assert found[1]["choice"] > 64
 
 
-def test_a_question_is_settled_once():
-    settled: set[climb.Question] = set()
+def test_a_question_is_settled_once_and_its_answer_kept():
+    known: dict[climb.Question, object] = {}
     pretend = judge(lambda a: a["chunk()"], {"chunk()": 4})
-    assert len(list(climb.search(pretend, least=0.03, settled=settled))) == 1
-    assert list(climb.search(pretend, least=0.03, settled=settled)) == []
+    assert len(list(climb.search(pretend, least=0.03, known=known))) == 1
+    assert list(climb.search(pretend, least=0.03, known=known)) == []
+    assert known == {(CHIP, "chunk()"): 1}
+    other = judge(lambda a: a["chunk()"] * a["tile()"], {"chunk()": 4, "tile()": 1})
+    assert other.cost({}).costs["100"] == 4
+    assert [one["question"] for one in climb.search(other, least=0.03, known=known)] == ["tile()"]
+
+
+def test_sizes_that_divide_nothing_are_tried_only_where_results_are_looked_at():
+    assert climb.neighbours((4, 128), by_one=False) == [(2, 128), (8, 128), (4, 64), (4, 256)]
+    assert 3 in climb.neighbours(4, by_one=True)
 
 
 LINE = {"kernel": "decode", "bundles": 150, "core": 100, "HBM": 400, "keys": 128}
@@ -91,7 +98,7 @@ def test_a_prefill_costs_all_its_tiles():
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
 def test_by_schedule_a_decode_is_judged_for_every_question_of_it(capsys, monkeypatch):
-    monkeypatch.setattr(climb, "neighbours", lambda value: [value * 2] if isinstance(value, int) else [])
+    monkeypatch.setattr(climb, "neighbours", lambda value, by_one: [value * 2] if isinstance(value, int) else [])
     assert tune_kernels.main(["--chips", "v5e", "--models", "llama-3-70b-tp8", "--calls", "decode"]) == 0
     said = capsys.readouterr()
     entries = [json.loads(line) for line in said.err.splitlines() if line.startswith("{")]
