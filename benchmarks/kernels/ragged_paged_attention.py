@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.kernels.contenders import JAX_PEERS, TORCH_PEERS, Contender, Pool, Torch, TorchContender, jax_xla, ours
+from benchmarks.kernels.contenders import (
+    JAX_PEERS,
+    TORCH_PEERS,
+    Contender,
+    Pool,
+    Torch,
+    TorchContender,
+    exact,
+    jax_xla,
+    ours,
+)
 from benchmarks.kernels.limits import Limits
 from benchmarks.kernels.scenario import CACHED_BYTES, Inputs, Scenario, make_inputs
 from benchmarks.kernels.timing import num_calls
@@ -20,6 +30,8 @@ OURS = ("gpu", "triton")  # "xla" is measured when it is asked for, or where the
 REHEARSED = "jax xla"
 _SLOW_S = 2.0  # a run that takes so long is not repeated
 _MOST_DIFFERENCE = 2e-2  # relative; bfloat16 keeps 8 bits
+_MOST_ERROR = 2.0  # times that of the most exact peer
+_EXACT_BYTES = 64 << 20  # of keys and values, up to which results are compared with those of float32
 
 
 class Measured(NamedTuple):
@@ -47,15 +59,19 @@ def measure(
         for name, contender in running.items():
             if turn < 2 or seconds[name][-1] * num_calls(bound_s) < _SLOW_S:
                 seconds[name].append(contender.seconds())
-    differences = _differences(running)
+    is_small = scenario.dense_bytes <= _EXACT_BYTES and scenario.queries in (1, scenario.context)
+    differences = _differences(running, exact(scenario, inputs) if is_small else None)
+    peers = [difference for name, difference in differences.items() if name not in backends]
+    allowed = _MOST_ERROR * min(peers) if is_small and peers else _MOST_DIFFERENCE
     found = []
     for name, contender in running.items():
         compile_s = contender.compile_s if isinstance(contender, TorchContender) else contender.loop.compile_s
         numbers = _numbers(scenario, limits, statistics.median(seconds[name][1:]))
         wrong = ""
-        if (difference := differences.get(name)) is not None:
-            numbers["difference"] = difference
-            wrong = "" if difference < _MOST_DIFFERENCE else f"its results differ by {difference:.1%} from others'"
+        if name in differences:
+            numbers["error" if is_small else "difference"] = differences[name]
+            if differences[name] > allowed:
+                wrong = f"its results are off by {differences[name]:.2%}, allowed is {allowed:.2%}"
         found.append(Measured(name, seconds[name][1:], wrong, bool(wrong) and name in backends, compile_s, numbers))
     if torch is not None:
         torch.clear()
@@ -118,11 +134,10 @@ def _numbers(scenario: Scenario, limits: Limits, seconds: float) -> dict[str, An
     return numbers
 
 
-def _differences(running: dict[str, Contender | TorchContender]) -> dict[str, float]:
-    """Of each result from the last one's (a peer's, if there is any): the norm of the difference over the norm."""
+def _differences(running: dict[str, Contender | TorchContender], expected: np.ndarray | None) -> dict[str, float]:
+    """Of each result from the exact one, or without it from the last one (a peer's, if there is any): the norm of the
+    difference over the norm. What torch computes stays in its process."""
     results = {name: one.result for name, one in running.items() if isinstance(one, Contender)}
-    if len(results) < 2:
-        return {}
-    *_, reference = results.values()
-    size = np.linalg.norm(reference)
-    return {name: float(np.linalg.norm(out - reference) / size) for name, out in list(results.items())[:-1]}
+    if expected is None and results:
+        *_, expected = results.values()
+    return {name: float(np.linalg.norm(out - expected) / np.linalg.norm(expected)) for name, out in results.items()}

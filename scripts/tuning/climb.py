@@ -32,15 +32,18 @@ def search(judge: Judge, *, least: float, known: dict[Question, Any]) -> Iterato
     """An entry for each question that a call asks: the rule's answer, the best one, and what it gains.
 
     `known` holds what was found before, for other calls or models: a better answer, or None where the rule stays. Those
-    questions are not tried again; new ones are added.
+    questions are not tried again; new ones are added, unless no answer makes a difference to this call.
     """
     best = judge.cost({})
     chip = next(iter(best.answers))[0]
     choices = {question: better for (where, question), better in known.items() if where == chip and better is not None}
     if choices:
         best = judge.cost(choices)
-    while new := [question for place, question in best.answers if (place, question) not in known]:
-        question, before = new[0], best
+    idle: set[str] = set()
+    while new := [
+        question for place, question in best.answers if (place, question) not in known and question not in idle
+    ]:
+        question, before, matters = new[0], best, False
         rule = best.answers[chip, question]
         current, seen = rule, {rule}
         while value := next((one for one in neighbours(current, by_one=judge.by == "timing") if one not in seen), None):
@@ -51,8 +54,12 @@ def search(judge: Judge, *, least: float, known: dict[Question, Any]) -> Iterato
                 judged = judge.cost(choices | {question: value})
             except RefusedError:
                 continue
+            matters |= judged.costs != before.costs
             if gain(best, judged) >= least:
                 best, current, choices[question] = judged, value, value
+        if not matters:
+            idle.add(question)
+            continue
         known[chip, question] = choices.get(question)
         yield {
             "chip": chip,

@@ -75,6 +75,17 @@ def test_a_question_is_settled_once_and_its_answer_kept():
     assert [one["question"] for one in climb.search(other, least=0.03, known=known)] == ["tile()"]
 
 
+def test_a_question_that_makes_no_difference_is_left_to_other_calls():
+    known: dict[climb.Question, object] = {}
+    rules = {"chunk()": 128, "tile()": 64}
+    assert [one["question"] for one in climb.search(judge(lambda a: a["tile()"], rules), least=0.03, known=known)] == [
+        "tile()"
+    ]
+    assert [one["question"] for one in climb.search(judge(lambda a: a["chunk()"], rules), least=0.03, known=known)] == [
+        "chunk()"
+    ]
+
+
 def test_sizes_that_divide_nothing_are_tried_only_where_results_are_looked_at():
     assert climb.neighbours((4, 128), by_one=False) == [(2, 128), (8, 128), (4, 64), (4, 256)]
     assert 3 in climb.neighbours(4, by_one=True)
