@@ -19,6 +19,7 @@ benchmarks/results/gpu_check.jsonl (`--results FILE`; a rehearsal writes only if
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,6 +121,8 @@ def _ask(args: argparse.Namespace, section: str, items: Sequence[str]) -> list[R
     command += [f"--torch={args.torch}"] if args.torch else []
     command += [f"--limits={json.dumps(args.limits)}"] if args.limits else []
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # torch needs memory too
+    if section == "cases":  # XLA's products need not be fast there, and to tune them takes longer than all the rest
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
     if args.rehearse:
         environment["JAX_PLATFORMS"] = "cpu"
     found = []

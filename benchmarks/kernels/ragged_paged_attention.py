@@ -52,30 +52,47 @@ def measure(
     inputs = make_inputs(scenario, page_size)
     pool = Pool(inputs.pages_pkbd)
     inputs = inputs._replace(pages_pkbd=pool.pages_pkbd[:0])  # the pool is given away by the first run
-    bound_s = _bound_s(scenario, limits)
-    running, refused = _prepare(scenario, inputs, pool, backends, torch, num_calls(bound_s))
-    seconds: dict[str, list[float]] = {name: [] for name in running}
-    for turn in range(repeats + 1):
-        for name, contender in running.items():
-            if turn < 2 or seconds[name][-1] * num_calls(bound_s) < _SLOW_S:
-                seconds[name].append(contender.seconds())
+    number = num_calls(_bound_s(scenario, limits))
+    running, failed = _prepare(scenario, inputs, pool, backends, torch, number)
+    seconds = _run_in_turn(running, failed, backends, repeats, number)
     is_small = scenario.dense_bytes <= _EXACT_BYTES and scenario.queries in (1, scenario.context)
-    differences = _differences(running, exact(scenario, inputs) if is_small else None)
+    differences = _differences(running, backends, exact(scenario, inputs) if is_small else None)
     peers = [difference for name, difference in differences.items() if name not in backends]
     allowed = _MOST_ERROR * min(peers) if is_small and peers else _MOST_DIFFERENCE
     found = []
     for name, contender in running.items():
         compile_s = contender.compile_s if isinstance(contender, TorchContender) else contender.loop.compile_s
-        numbers = _numbers(scenario, limits, statistics.median(seconds[name][1:]))
+        numbers = _numbers(scenario, limits, statistics.median(seconds[name]))
         wrong = ""
         if name in differences:
             numbers["error" if is_small else "difference"] = differences[name]
-            if differences[name] > allowed:
+            if not differences[name] <= allowed:
                 wrong = f"its results are off by {differences[name]:.2%}, allowed is {allowed:.2%}"
-        found.append(Measured(name, seconds[name][1:], wrong, bool(wrong) and name in backends, compile_s, numbers))
+        found.append(Measured(name, seconds[name], wrong, bool(wrong) and name in backends, compile_s, numbers))
     if torch is not None:
         torch.clear()
-    return found + refused
+    return found + failed
+
+
+def _run_in_turn(
+    running: dict[str, Contender | TorchContender],
+    failed: list[Measured],
+    backends: Sequence[str],
+    repeats: int,
+    number: int,
+) -> dict[str, list[float]]:
+    """Seconds per call of each contender, without its first run. One that fails goes from `running` to `failed`."""
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for turn in range(repeats + 1):
+        for name, contender in list(running.items()):
+            if turn >= 2 and seconds[name][-1] * number > _SLOW_S:
+                continue
+            try:
+                seconds[name].append(contender.seconds())
+            except Exception as error:  # noqa: BLE001 - as in `_prepare`
+                del running[name]
+                failed.append(Measured(name, [], _said(error), name in backends, 0.0, {}))
+    return {name: seconds[name][1:] for name in running}
 
 
 def _prepare(
@@ -95,27 +112,23 @@ def _prepare(
     makers |= {name: lambda make=make: make(scenario, inputs, number) for name, make in peers.items()}
     if torch is not None:
         makers |= {name: lambda name=name: torch.prepare(name, scenario, number) for name in TORCH_PEERS}
-    if any(name in OURS for name in backends):
-        fallback = makers.pop("xla", None)
-    else:
-        fallback = None
+    fallback = makers.pop("xla", None) if any(name in OURS for name in backends) else None
     running: dict[str, Contender | TorchContender] = {}
-    refused = []
+    failed: list[Measured] = []
 
     def start(name: str, make: Any) -> None:
         try:
             running[name] = make()
         except NotImplementedError as refusal:
-            refused.append(Measured(name, [], str(refusal), False, 0.0, {}))
+            failed.append(Measured(name, [], str(refusal), False, 0.0, {}))
         except Exception as error:  # noqa: BLE001 - a peer may fail in any way; the others are still to be measured
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-            refused.append(Measured(name, [], reason, name in backends, 0.0, {}))
+            failed.append(Measured(name, [], _said(error), name in backends, 0.0, {}))
 
     for name, make in makers.items():
         start(name, make)
     if fallback and not any(name in running for name in OURS):
         start("xla", fallback)
-    return running, refused
+    return running, failed
 
 
 def _bound_s(scenario: Scenario, limits: Limits) -> float:
@@ -134,10 +147,16 @@ def _numbers(scenario: Scenario, limits: Limits, seconds: float) -> dict[str, An
     return numbers
 
 
-def _differences(running: dict[str, Contender | TorchContender], expected: np.ndarray | None) -> dict[str, float]:
-    """Of each result from the exact one, or without it from the last one (a peer's, if there is any): the norm of the
+def _differences(
+    running: dict[str, Contender | TorchContender], backends: Sequence[str], expected: np.ndarray | None
+) -> dict[str, float]:
+    """Of each result from the exact one, or else from a peer's (if there is none, from the first): the norm of the
     difference over the norm. What torch computes stays in its process."""
     results = {name: one.result for name, one in running.items() if isinstance(one, Contender)}
     if expected is None and results:
-        *_, expected = results.values()
+        expected = results[next((name for name in results if name not in backends), next(iter(results)))]
     return {name: float(np.linalg.norm(out - expected) / np.linalg.norm(expected)) for name, out in results.items()}
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

@@ -13,7 +13,7 @@ import jax
 from jax import lax
 
 _RUN_S = 0.02  # one run of a loop is to take so long, or a few calls
-_FEWEST, _MOST = 2, 200
+_FEWEST, _MOST = 2, 500
 
 Call = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
 

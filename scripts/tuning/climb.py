@@ -35,6 +35,8 @@ def search(judge: Judge, *, least: float, known: dict[Question, Any]) -> Iterato
     questions are not tried again; new ones are added, unless no answer makes a difference to this call.
     """
     best = judge.cost({})
+    if not best.answers:
+        return
     chip = next(iter(best.answers))[0]
     choices = {question: better for (where, question), better in known.items() if where == chip and better is not None}
     if choices:
@@ -55,6 +57,8 @@ def search(judge: Judge, *, least: float, known: dict[Question, Any]) -> Iterato
             except RefusedError:
                 continue
             matters |= judged.costs != before.costs
+            if not matters:
+                break  # the same to the last digit: another kernel's question
             if gain(best, judged) >= least:
                 best, current, choices[question] = judged, value, value
         if not matters:

@@ -4,13 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import tune_kernels
-from tuning import climb, schedule
+from tuning import climb, schedule, timing
 
+from benchmarks.kernels.scenario import Scenario
 from jaxserve.pallas_kernels.ahead_of_time import has_compiler
 
 CHIP = "TPU v5 lite"
@@ -117,3 +119,27 @@ def test_by_schedule_a_decode_is_judged_for_every_question_of_it(capsys, monkeyp
     chunk = next(entry for entry in entries if entry["question"].startswith("chunk("))
     assert chunk["rule"] >= 128
     assert chunk["question"] in said.out
+
+
+@pytest.mark.slow
+def test_by_timing_a_kernel_is_run_with_what_is_tried_and_its_results_compared(monkeypatch):
+    """Interpreted: what it takes means nothing here."""
+    size = Scenario(model="llama-3-70b-tp8", batch=1, context=256)
+    monkeypatch.setattr(timing, "scenarios", lambda model, call: [size])
+    monkeypatch.setattr(timing, "REPEATS", 1)
+    monkeypatch.setattr("benchmarks.kernels.timing._MOST", 2)
+    question, results = "chunk(token_bytes=512, is_decode=True)", {}
+    first = timing._cost(size.model, "decode", "tpu", results, {})
+    assert first.answers["cpu", question] > 128
+    second = timing._cost(size.model, "decode", "tpu", results, {question: 128})
+    assert second.answers["cpu", question] == 128
+    assert second.costs.keys() == first.costs.keys() == {size.name}
+    with pytest.raises(climb.RefusedError, match="Incompatible shapes"):
+        timing._cost(size.model, "decode", "tpu", results, {question: 32})  # less than a row of lanes
+    with pytest.raises(climb.RefusedError, match="other results"):
+        timing._cost(size.model, "decode", "tpu", {size.name: np.ones_like(results[size.name])}, {})
+
+
+def test_without_a_device_there_is_nothing_to_time():
+    with pytest.raises(SystemExit, match="--chips"):
+        tune_kernels.main([])
