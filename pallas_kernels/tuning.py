@@ -67,7 +67,7 @@ class Table:
 
 
 def chip() -> str:
-    """What a program is compiled for: the kind of a TPU ("TPU v5 lite"), the compute capability of a GPU ("sm_90"), "cpu"."""
+    """What a program is compiled for: a TPU's kind ("TPU v5 lite"), a GPU's compute capability ("sm_90"), "cpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     capability = getattr(device, "compute_capability", None)
     return f"sm_{str(capability).replace('.', '')}" if capability else device.device_kind

@@ -19,7 +19,7 @@ from tuning.climb import Judge, Judged, RefusedError
 
 CALLS = tuple(tpu.CALLS)
 LATENCY_S = 1e-6  # assumed: from asking for a copy to its first bytes; no chip was there to measure it
-LENGTHS = {"decode": (500, 2000, 8000), "prefill": (1000, 4000)}  # tokens of a row
+LENGTHS = {"decode": (500, 2000, 8000), "prefill": (120, 1000, 4000)}  # tokens of a row
 
 
 def judge(script: str, chip: str, model: str, call: str) -> Judge:
@@ -33,6 +33,7 @@ def judge(script: str, chip: str, model: str, call: str) -> Judge:
             raise RefusedError(str(error)) from None
         answers = {(where, question): _tuple(answer) for where, question, answer in said[1]["asked"]}
         tile = next((answer for (_, question), answer in answers.items() if question == "query_tile()"), 1)
+        tile = min(tile, tpu.CALLS[call].num_tokens)  # as in the call that was compiled
         latency = LATENCY_S * said[0]["clock_hz"]
         costs = {}
         for line in lines:

@@ -16,7 +16,9 @@ class Block(NamedTuple):
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "tuned.json"
-    path.write_text(json.dumps({"cpu": {"chunk(size=64, is_decode=True)": {"choice": 7}, "block()": {"choice": [3, 4]}}}))
+    path.write_text(
+        json.dumps({"cpu": {"chunk(size=64, is_decode=True)": {"choice": 7}, "block()": {"choice": [3, 4]}}})
+    )
     return Table(path)
 
 
