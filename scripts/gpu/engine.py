@@ -161,7 +161,7 @@ def throughput(*, is_quick: bool, is_rehearsal: bool) -> Result:
             capture_output=True,
             text=True,
             check=False,
-            timeout=1200,
+            timeout=1800,  # a dozen programs of 32 layers to compile
         )
         if done.returncode or not figures.exists():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
