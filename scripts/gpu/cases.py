@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator, Sequence
 
-from jaxserve.pallas_kernels.ragged_paged_attention import check
+from jaxserve.pallas_kernels.ragged_paged_attention import comparison
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, make_arrays
 from scripts.gpu.children import Result
 
@@ -22,11 +22,11 @@ def run(item: str) -> Iterator[Result]:
     name, backend = item.split(" | ")
     case, seed = _case(name)
     try:
-        results = check.call(case, make_arrays(case, seed), backend, wants_lse=True)
+        results = comparison.call(case, make_arrays(case, seed), backend, wants_lse=True)
     except NotImplementedError as refusal:
         yield Result(name, backend, "refused", str(refusal), {})
         return
-    found = check.compare(case, results, _expected(name))
+    found = comparison.compare(case, results, _expected(name))
     numbers = {"dtype": case.dtype, "error": found.error, "lse_error": found.lse_error}
     yield Result(name, backend, "failed" if found.fault else "passed", found.fault, numbers)
 
@@ -34,11 +34,11 @@ def run(item: str) -> Iterator[Result]:
 def _case(name: str) -> tuple[Case, int]:
     if name.startswith(RANDOM):
         seed = int(name.removeprefix(RANDOM))
-        return check.random_case(seed), seed
+        return comparison.random_case(seed), seed
     return CASES[name], 0
 
 
 @functools.lru_cache(maxsize=1)
-def _expected(name: str) -> check.Results:
+def _expected(name: str) -> comparison.Results:
     case, seed = _case(name)
-    return check.call(case, make_arrays(case, seed), "ref", wants_lse=True)
+    return comparison.call(case, make_arrays(case, seed), "ref", wants_lse=True)

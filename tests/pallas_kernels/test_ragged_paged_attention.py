@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxserve.pallas_kernels import interpreter
 from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, make_arrays
-from jaxserve.pallas_kernels.ragged_paged_attention.check import call, compare, random_case
+from jaxserve.pallas_kernels.ragged_paged_attention.comparison import call, compare, random_case
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 
 BACKENDS = [name for name in op.IMPLEMENTATIONS if name != "ref"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kernels.scenario import Scenario, make_inputs, rehearsal, scenarios
-from jaxserve.pallas_kernels.ragged_paged_attention import check
+from jaxserve.pallas_kernels.ragged_paged_attention import comparison
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, make_arrays
 from scripts.gpu import cases, children, engine, tables
 from scripts.gpu.children import Result
@@ -79,9 +79,9 @@ def test_a_section_whose_processes_all_die_ends(ask):
 @pytest.mark.parametrize("what", ["output", "lse", "pool", "nan"])
 def test_wrong_results_are_found(what: str):
     case = CASES["mixed"]
-    expected = check.call(case, make_arrays(case), "ref", wants_lse=True)
+    expected = comparison.call(case, make_arrays(case), "ref", wants_lse=True)
     out, pages, lse = (x.copy() for x in expected)
-    assert check.compare(case, (out, pages, lse), expected).fault == ""
+    assert comparison.compare(case, (out, pages, lse), expected).fault == ""
     if what == "output":
         out[3, 1, 2] += 1e-3
     elif what == "lse":
@@ -90,7 +90,7 @@ def test_wrong_results_are_found(what: str):
         pages[2, 1, 3, 4] = 7.0
     else:
         out[-1, 0, 0] = float("nan")  # of padding
-    assert {"output": "output", "lse": "lse", "pool": "pool", "nan": "read"}[what] in check.compare(
+    assert {"output": "output", "lse": "lse", "pool": "pool", "nan": "read"}[what] in comparison.compare(
         case, (out, pages, lse), expected
     ).fault
 
