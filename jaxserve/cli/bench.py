@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     measure = throughput if args.what == "throughput" else latency
     result = {"what": args.what, "model": args.model} | measure(llm, args, vocab_size)
     facts = llm.metrics()
-    result |= {name: facts[name] for name in ("backend", "dtype", "load_s", "warm_up_s", "compiles_after_ready")}
+    told = ("backend", "attention_backend", "dtype", "load_s", "warm_up_s", "compiles_after_ready")
+    result |= {name: facts[name] for name in told}
     for name, value in result.items():
         print(f"{name:<22}{value:>14,.2f}" if isinstance(value, float) else f"{name:<22}{value!s:>14}")
     if args.json:

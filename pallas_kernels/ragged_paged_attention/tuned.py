@@ -1,19 +1,26 @@
-"""Block sizes of the kernels. By rule so far, from the compilers' schedules (`scripts/kernel_report.py`): no timing on a
-chip has been made."""
+"""Block sizes of the kernels: those in `tuned.json`, found by `scripts/tune_kernels.py`, and else by rules that follow
+the compilers' schedules (`scripts/kernel_report.py`). No timing on a chip has been made."""
+
+from pathlib import Path
 
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxserve.pallas_kernels.platform import target_platform
+from jaxserve.pallas_kernels.tuning import Table
+
+table = Table(Path(__file__).with_name("tuned.json"))
 
 # Large enough that one copy hides the latency of the next, small enough for two in 16 MB of VMEM.
 _BUFFER_BYTES = 2 << 20
 
 
+@table
 def query_tile() -> int:
     """Tokens in a block, for rows with several queries. With 64, keys are read twice as often: v6e then waits for HBM."""
     return 128
 
 
+@table
 def chunk(token_bytes: int, *, is_decode: bool) -> int:
     """Keys in a buffer, when each with its value takes so many bytes over the heads that are copied together.
 
@@ -24,6 +31,7 @@ def chunk(token_bytes: int, *, is_decode: bool) -> int:
     return min(max(_BUFFER_BYTES // token_bytes // 128, 1) * 128, most)
 
 
+@table
 def block(num_queries: int, num_keys: int, *, is_decode: bool) -> tuple[int, int]:
     """Queries and keys of a chunk whose scores are worked on together.
 
@@ -50,6 +58,7 @@ _HOPPER_SMEM = 227 << 10  # bytes of shared memory that one program may have
 _HOPPER_PROCESSORS = 132
 
 
+@table
 def gpu_blocks(head_size: int, *, is_decode: bool) -> tuple[int, int, int]:
     """For Mosaic GPU: warpgroups that multiply, keys in a buffer, buffers; of 16-bit numbers.
 
@@ -62,6 +71,7 @@ def gpu_blocks(head_size: int, *, is_decode: bool) -> tuple[int, int, int]:
     return num_workers, chunk, min((_HOPPER_SMEM - outside) // (chunk * 2 * row_bytes), 5 if is_decode else 2)
 
 
+@table
 def gpu_parts(num_programs: int, most_keys: int) -> int:
     """Into how many parts the context of each decode is cut: for two programs on each processor, but no part so short that
     its start (about 2 us, in which a processor copies 50 kB) weighs more than its work."""

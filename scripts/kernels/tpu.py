@@ -5,6 +5,7 @@ a kernel is what lies between the first and the last bundle that uses the matrix
 of all heads of a grid step. A kernel without products is all core: one grid step. Bundles are a lower bound of cycles.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,10 @@ def compile_one(chip: str, model: str, name: str) -> None:
     arrays, options = cases.shapes_of(cases.MODELS[model], num_tokens=call.num_tokens, num_rows=call.num_rows)
     pool = arrays.pop("pages_pkbd")
     facts: dict[str, Any] = {}
+    clock_hz = 0.0
 
     def attend(pool, rest):
+        nonlocal clock_hz
         info = pltpu.get_tpu_info()
         flops_per_cycle = 2 * info.num_mxus * info.mxu_column_size**2
         clock_hz = info.bf16_ops_per_second / flops_per_cycle
@@ -96,7 +100,7 @@ def compile_one(chip: str, model: str, name: str) -> None:
     compiled = compile_for(chip, jax.jit(attend, donate_argnums=0), pool, arrays)
     compile_s = time.perf_counter() - begin
     temp_bytes = compiled.memory_analysis().temp_size_in_bytes
-    print(json.dumps({"kernels": facts, "compile_s": compile_s, "temp_bytes": temp_bytes}))
+    print(json.dumps({"kernels": facts, "clock_hz": clock_hz, "compile_s": compile_s, "temp_bytes": temp_bytes}))
 
 
 def versions() -> dict[str, str]:
@@ -111,22 +115,37 @@ def versions() -> dict[str, str]:
 
 def lines(script: str, chip: str, model: str, name: str) -> list[dict[str, Any]]:
     """The lines of one call's kernels; `script` compiles it when started with `--one CHIP MODEL CALL`."""
+    try:
+        with compiled([script, "--one", chip, model, name]) as (folder, said):
+            return [line(folder, chip, model, kernel, said[-1]) for kernel in CALLS[name].kernels]
+    except CompilerError as error:
+        raise SystemExit(f"{chip} {model} {name}: {error}") from None
+
+
+class CompilerError(Exception):
+    """A call could not be compiled; the text is the last line of the complaint."""
+
+
+@contextlib.contextmanager
+def compiled(command: list[str]) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """Run a script that compiles: the folder of what the compiler dumps, and the JSON lines that the script prints."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         done = subprocess.run(
-            [sys.executable, script, "--one", chip, model, name],
+            [sys.executable, *command],
             env=os.environ | {"LIBTPU_INIT_ARGS": flags, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
             check=False,
         )
         if done.returncode:
-            raise SystemExit(f"{chip} {model} {name}: {done.stderr.strip().splitlines()[-1]}")
-        said = json.loads(done.stdout.splitlines()[-1])
-        return [_line(Path(folder), chip, model, kernel, said) for kernel in CALLS[name].kernels]
+            raise CompilerError(done.stderr.strip().splitlines()[-1])
+        yield Path(folder), [json.loads(text) for text in done.stdout.splitlines() if text.startswith("{")]
 
 
-def _line(folder: Path, chip: str, model: str, kernel: str, said: dict[str, Any]) -> dict[str, Any]:
+def line(folder: Path, chip: str, model: str, kernel: str, said: dict[str, Any]) -> dict[str, Any]:
+    """Of one kernel, from what was dumped and what `compile_one` said."""
+
     def dumped(stage: str) -> str:
         return next(folder.glob(f"*-{kernel}.*-[0-9][0-9]-{stage}.txt")).read_text()
 

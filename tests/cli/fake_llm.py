@@ -136,5 +136,6 @@ class FakeLLM:
         return [list(self.stream_events(prompt, params))[-1].output for prompt in prompts]
 
     def metrics(self):
-        facts = {"load_s": 0.1, "warm_up_s": 0.2, "backend": "fake", "dtype": "float32", "compiles_after_ready": 0}
+        facts = {"load_s": 0.1, "warm_up_s": 0.2, "backend": "fake", "attention_backend": "fake", "dtype": "float32"}
+        facts["compiles_after_ready"] = 0
         return facts | dataclasses.asdict(self.config)

@@ -8,7 +8,8 @@ import pytest
 
 from jaxserve.pallas_kernels.ragged_paged_attention import cpu
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import Case, make_arrays
-from tests.pallas_kernels.attention import BACKENDS, SCALE, call
+from jaxserve.pallas_kernels.ragged_paged_attention.comparison import SCALE, call
+from tests.pallas_kernels.attention import BACKENDS
 
 ROWS = ((600, 1), (90, 1), (300, 140), (64, 64))
 CASES = {

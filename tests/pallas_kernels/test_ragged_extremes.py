@@ -13,7 +13,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxserve.pallas_kernels import interpreter
 from jaxserve.pallas_kernels.ragged_paged_attention import cpu, tuned, xla
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import Case, ragged, ragged_moulds
-from tests.pallas_kernels.attention import BACKENDS, assert_equals_the_formula, program, refuses
+from jaxserve.pallas_kernels.ragged_paged_attention.comparison import program
+from tests.pallas_kernels.attention import BACKENDS, assert_equals_the_formula, refuses
 
 MOULDS = ragged_moulds()
 SEEDS = range(10)

@@ -10,8 +10,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxserve.pallas_kernels import interpreter
 from jaxserve.pallas_kernels.ragged_paged_attention import cpu
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, make_arrays
+from jaxserve.pallas_kernels.ragged_paged_attention.comparison import call
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
-from tests.pallas_kernels.attention import BACKENDS, assert_equals_the_formula, call, refuses
+from tests.pallas_kernels.attention import BACKENDS, assert_equals_the_formula, refuses
 
 
 @pytest.fixture(autouse=True)
