@@ -5,11 +5,17 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserve.pallas_kernels.dispatch import dispatch
 from jaxserve.pallas_kernels.platform import target_platform
-from jaxserve.pallas_kernels.ragged_paged_attention import cpu, ref, tpu, xla
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu, ref, tpu, triton, xla
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
 
-IMPLEMENTATIONS = {"tpu": tpu.attend, "cpu": cpu.attend, "xla": xla.attend, "ref": ref.attend}
-ORDER = {"tpu": ("tpu", "xla"), "gpu": ("xla",), "cpu": ("cpu", "xla")}  # what is tried, by platform
+IMPLEMENTATIONS = {
+    "tpu": tpu.attend,
+    "triton": triton.attend,
+    "cpu": cpu.attend,
+    "xla": xla.attend,
+    "ref": ref.attend,
+}
+ORDER = {"tpu": ("tpu", "xla"), "gpu": ("triton", "xla"), "cpu": ("cpu", "xla")}  # what is tried, by platform
 
 
 def ragged_paged_attention(
@@ -56,7 +62,8 @@ def ragged_paged_attention(
         bits is faster on CPU; see `xla.py`.
       wants_lse: also return the logarithm of each softmax's denominator (static), with which partial results over parts of
         the context can be merged; -1e30 or less where a query saw nothing.
-      impl: "tpu" (Pallas), "cpu" (C++ with AVX-512), "xla", "ref", or None for the first that takes the case (static).
+      impl: "tpu" (Pallas), "triton" (NVIDIA GPUs, through jax-triton, one device), "cpu" (C++ with AVX-512), "xla", "ref",
+        or None for the first that takes the case (static).
 
     Returns: float[t n h] in q's dtype (softmax and sums are computed in float32), the pool, and f32[t n] if wanted.
 
@@ -114,8 +121,10 @@ def _check(q_tnh, k_tkh, v_tkh, pages_pkbd, table_sm, q_start_s, kv_len_s, sinks
 
 def chosen(dtype: jnp.dtype, kv_dtype: jnp.dtype, head_size: int, impl: str | None = None) -> str:
     """The name of the implementation that a model's calls take, if they ask for nothing special."""
-    names = [impl] if impl else ORDER[target_platform()]
-    return next(name for name in names if name != "cpu" or impl or not cpu.refusal(dtype, kv_dtype, head_size))
+    if impl:
+        return impl
+    refusals = {"cpu": lambda: cpu.refusal(dtype, kv_dtype, head_size), "triton": lambda: triton.refusal(kv_dtype)}
+    return next(name for name in ORDER[target_platform()] if name not in refusals or not refusals[name]())
 
 
 __all__ = ["IMPLEMENTATIONS", "Attended", "chosen", "ragged_paged_attention"]

@@ -1,5 +1,7 @@
-"""Block sizes of the TPU kernels. By rule so far, from the compiler's schedules (`scripts/kernel_report.py`): no timing on a
-chip has been made."""
+"""Block sizes of the kernels. By rule so far, from what compilers report (`scripts/kernel_report.py`, `cubin.py`): no timing
+on a chip has been made."""
+
+from typing import NamedTuple
 
 import jax
 from jax.experimental.pallas import tpu as pltpu
@@ -28,3 +30,33 @@ def vmem_bytes() -> int:
     device = jax.sharding.get_abstract_mesh().abstract_device
     on_chip = device is not None or jax.default_backend() == "tpu"
     return pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4 if on_chip else 64 << 20
+
+
+class TritonBlock(NamedTuple):
+    """How one program of a Triton kernel works."""
+
+    queries: int  # query rows of one KV head
+    keys: int  # in a chunk
+    num_warps: int
+    num_stages: int  # chunks in flight
+
+
+def triton_block(
+    capability: int, dot_dtype: str, group: int, width: int, pool_itemsize: int, *, is_decode: bool
+) -> TritonBlock:
+    """For a group of query heads per KV head and a head size, both padded to powers of two."""
+    if is_decode:
+        return TritonBlock(max(group, 16 if dot_dtype != "float32" else 1), 64 if width <= 128 else 32, 4, 3)
+    if dot_dtype == "float32":
+        return TritonBlock(max(group, 32), 32, 4, 2)
+    return TritonBlock(max(group, 128 if width <= 128 else 64), 64 if width <= 128 else 32, 8, 2)
+
+
+def triton_least_split(keys: int) -> int:
+    """Fewest keys in a split of a decode's context, when a chunk has so many."""
+    return 4 * keys
+
+
+def triton_splits(num_cores: int, num_kv_heads: int) -> int:
+    """Splits over all decodes: with the KV heads, four programs for each of a chip's cores."""
+    return -(-4 * num_cores // num_kv_heads)

@@ -1,18 +1,26 @@
-"""Every implementation against the formula, with NaN wherever nothing may be read."""
+"""Every implementation against the formula, with NaN wherever nothing may be read.
+
+Triton's kernels run in its interpreter, which takes its time: `pip install -e '.[dev,triton]'`, then
+
+    TRITON_INTERPRET=1 pytest -n auto -m triton tests/pallas_kernels/test_ragged_paged_attention.py
+"""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import triton_interpreter
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op, tpu
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op, tpu, triton
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, make_arrays
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 
 BACKENDS = [name for name in op.IMPLEMENTATIONS if name != "ref"]
+CHIP = triton.Chip(89, 4)  # so few cores that some rows are split and some are not
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +31,12 @@ def native_or_skip(request, native_folder, monkeypatch):
     float32 = jnp.dtype("float32")
     if values.get("impl") == "cpu" and (reason := cpu.refusal(float32, float32, 64)):
         pytest.skip(reason)
+    if values.get("impl") == "triton":
+        pytest.importorskip("triton")
+        if reason := triton_interpreter.refusal():
+            pytest.skip(reason)
+        interpreted = functools.partial(triton.attend_on, CHIP, triton_interpreter.call)
+        monkeypatch.setitem(op.IMPLEMENTATIONS, "triton", interpreted)
 
 
 def refuses(impl: str, case: Case) -> bool:
@@ -33,6 +47,11 @@ def refuses(impl: str, case: Case) -> bool:
     if impl == "tpu":
         return "float16" in (case.dtype, kv_dtype) or case.page_size % (32 // jnp.dtype(kv_dtype).itemsize) != 0
     return False
+
+
+def marked(*values):
+    """Parameters of a test, the last being the implementation."""
+    return pytest.param(*values, marks=[pytest.mark.triton] if values[-1] == "triton" else [])
 
 
 PAIRS = [(name, impl) for impl in BACKENDS for name in CASES]
@@ -78,13 +97,13 @@ def assert_equals_the_formula(case: Case, impl: str, seed: int = 0) -> None:
     np.testing.assert_allclose(lse[:real], expected_lse[:real], atol=tolerance(case), rtol=0)
 
 
-@pytest.mark.parametrize(("name", "impl"), TAKEN)
+@pytest.mark.parametrize(("name", "impl"), [marked(*pair) for pair in TAKEN])
 def test_equals_the_formula(name: str, impl: str, capfd: pytest.CaptureFixture[str]):
     assert_equals_the_formula(CASES[name], impl)
     assert "RACE DETECTED" not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize(("name", "impl"), NARROW)
+@pytest.mark.parametrize(("name", "impl"), [marked(*pair) for pair in NARROW])
 def test_a_pool_stored_as_bits_gives_the_same(name: str, impl: str):
     arrays = make_arrays(CASES[name])
     plain, bits = (call(CASES[name], arrays, impl, as_bits=as_bits) for as_bits in (False, True))
@@ -92,16 +111,32 @@ def test_a_pool_stored_as_bits_gives_the_same(name: str, impl: str):
     np.testing.assert_array_equal(plain[1], bits[1])
 
 
-@pytest.mark.parametrize(("name", "impl"), [pair for pair in PAIRS if pair not in TAKEN])
+@pytest.mark.parametrize(("name", "impl"), [marked(*pair) for pair in PAIRS if pair not in TAKEN])
 def test_refusals(name: str, impl: str):
     with pytest.raises(NotImplementedError):
         call(CASES[name], make_arrays(CASES[name]), impl)
 
 
+@pytest.mark.triton
+@pytest.mark.parametrize("impl", ["triton"])
+@pytest.mark.parametrize("capability", [75, 80])
+@pytest.mark.parametrize("name", ["bfloat16 window", "float8 pool"])
+def test_old_gpus_give_the_same(name: str, capability: int, impl: str, monkeypatch):
+    """No bfloat16 in matrix units before Ampere, no float8 before Ada: pools of it are kept as bits."""
+    arrays = make_arrays(CASES[name])
+    expected = call(CASES[name], arrays, impl, as_bits=True)
+    interpreted = functools.partial(triton.attend_on, triton.Chip(capability, 4), triton_interpreter.call)
+    monkeypatch.setitem(op.IMPLEMENTATIONS, "triton", interpreted)
+    out, pages, _ = call(CASES[name], arrays, impl, as_bits=True)
+    np.testing.assert_allclose(out, expected[0], atol=tolerance(CASES[name]), rtol=0)
+    np.testing.assert_array_equal(pages, expected[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "impl"),
-    [(seed, impl) for impl in BACKENDS for seed in range(20 if impl == "tpu" else 60)],  # interpreted: seconds each
+    # Interpreted: seconds each.
+    [marked(seed, impl) for impl in BACKENDS for seed in range(20 if impl in ("tpu", "triton") else 60)],
 )
 def test_random_shapes(seed: int, impl: str):
     rng = np.random.default_rng(seed)
