@@ -191,9 +191,9 @@ def attend_on(
     # What no launch visits stays zero.
     results = (jnp.zeros_like(q_tnh), jnp.zeros((num_tokens if options.wants_lse else 1, num_heads), jnp.float32))
     if options.max_q_len != 1:
-        launch = _tiles(chip, shape, num_tokens, num_rows, pages.dtype)
+        launch = _tiles(chip, shape, num_tokens, num_rows)
         results = call(launch, (*inputs, *results), (num_rows, table_width), 2, ())
-    launch = _decodes(chip, shape, num_rows, table_width, pages.dtype)
+    launch = _decodes(chip, shape, num_rows, table_width)
     num_parts = launch.grid[1] if launch.shape.splits > 1 else 1
     parts = (
         jax.ShapeDtypeStruct((num_parts, num_heads, head_size), jnp.float32),
@@ -246,25 +246,26 @@ def _dot_dtype(chip: Chip, dtype: jnp.dtype, kv_dtype: jnp.dtype) -> str:
     """Of the factors of both products.
 
     As everywhere, but for two: float16 where neither queries nor pool hold more, because GPUs multiply it as fast as
-    bfloat16; and float32 for bfloat16 before Ampere, whose matrix units do not know it.
+    bfloat16; and float32 before Ampere, whose matrix units know no bfloat16, and are left idle by Triton (3.9) for float16.
     """
+    if chip.capability < 80:
+        return "float32"
     if dtype == jnp.float16 and (kv_dtype == jnp.float16 or kv_dtype.itemsize == 1):
         return "float16"
-    common = dot_dtype(dtype, kv_dtype)
-    return "float32" if common == jnp.bfloat16 and chip.capability < 80 else str(common)
+    return str(dot_dtype(dtype, kv_dtype))
 
 
-def _tiles(chip: Chip, shape: Shape, num_tokens: int, num_rows: int, pool_dtype: jnp.dtype) -> Launch:
+def _tiles(chip: Chip, shape: Shape, num_tokens: int, num_rows: int) -> Launch:
     """Rows with several queries. There are at most so many tiles: each row's last may be short."""
-    block = _block(chip, shape, pool_dtype, is_decode=False)
+    block = _block(chip, shape, is_decode=False)
     shape = dataclasses.replace(shape, queries=block.queries, keys=block.keys)
     most = num_tokens // shape.tokens + min(num_rows, num_tokens)
     return Launch("attend_tiles", (most, shape.num_kv_heads), shape, block.num_warps, block.num_stages)
 
 
-def _decodes(chip: Chip, shape: Shape, num_rows: int, table_width: int, pool_dtype: jnp.dtype) -> Launch:
+def _decodes(chip: Chip, shape: Shape, num_rows: int, table_width: int) -> Launch:
     """Rows with one query. A split holds an even share of all keys or more, so only each row's last can be one too many."""
-    block = _block(chip, shape, pool_dtype, is_decode=True)
+    block = _block(chip, shape, is_decode=True)
     least = tuned.triton_least_split(block.keys)
     wanted = tuned.triton_splits(chip.num_cores, shape.num_kv_heads)
     splits = wanted if table_width * shape.page_size > least else 1
@@ -273,10 +274,9 @@ def _decodes(chip: Chip, shape: Shape, num_rows: int, table_width: int, pool_dty
     return Launch("attend_decodes", (shape.num_kv_heads, most), shape, block.num_warps, block.num_stages)
 
 
-def _block(chip: Chip, shape: Shape, pool_dtype: jnp.dtype, *, is_decode: bool) -> tuned.TritonBlock:
-    group = _padded(shape.group)
+def _block(chip: Chip, shape: Shape, *, is_decode: bool) -> tuned.TritonBlock:
     return tuned.triton_block(
-        chip.capability, shape.dot_dtype, group, shape.width, pool_dtype.itemsize, is_decode=is_decode
+        chip.capability, shape.dot_dtype, shape.kv_dtype, _padded(shape.group), shape.width, is_decode=is_decode
     )
 
 

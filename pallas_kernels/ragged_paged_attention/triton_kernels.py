@@ -342,18 +342,19 @@ def _absorb(
             else:
                 page_c = tl.load(table + key_c // shape.page_size).to(tl.int64)
             slot_c = pages + page_c * shape.page_stride + (key_c % shape.page_size) * shape.slot_stride
-        k_hc = slot_c[None, :] + at_h[:, None]
-        v_ch = slot_c[:, None] + (shape.head_size + at_h)[None, :]
+        k_ch = slot_c[:, None] + at_h[None, :]
+        v_ch = k_ch + shape.head_size
         if is_masked:
-            k_hc = tl.load(k_hc, mask=is_real_c[None, :] & in_head_h[:, None], other=0)
-            v_ch = tl.load(v_ch, mask=is_real_c[:, None] & in_head_h[None, :], other=0)
+            is_real_ch = is_real_c[:, None] & in_head_h[None, :]
+            k_ch = tl.load(k_ch, mask=is_real_ch, other=0)
+            v_ch = tl.load(v_ch, mask=is_real_ch, other=0)
         elif shape.is_head_padded:
-            k_hc = tl.load(k_hc, mask=in_head_h[:, None], other=0)
+            k_ch = tl.load(k_ch, mask=in_head_h[None, :], other=0)
             v_ch = tl.load(v_ch, mask=in_head_h[None, :], other=0)
         else:
-            k_hc = tl.load(k_hc)
+            k_ch = tl.load(k_ch)
             v_ch = tl.load(v_ch)
-        score_qc = tl.dot(q_qh, _stored(k_hc, shape), input_precision="ieee")
+        score_qc = tl.dot(q_qh, tl.trans(_stored(k_ch, shape)), input_precision="ieee")
         if shape.soft_cap > 0:
             score_qc = _tanh(score_qc * inner)
         if is_masked:

@@ -42,14 +42,21 @@ class TritonBlock(NamedTuple):
 
 
 def triton_block(
-    capability: int, dot_dtype: str, group: int, width: int, pool_itemsize: int, *, is_decode: bool
+    capability: int, dot_dtype: str, kv_dtype: str, group: int, width: int, *, is_decode: bool
 ) -> TritonBlock:
-    """For a group of query heads per KV head and a head size, both padded to powers of two."""
+    """For a group of query heads per KV head and a head size, both padded to powers of two.
+
+    As large as the registers allow: the next larger block spills. Converting what the pool holds takes registers too.
+    """
+    is_converted = kv_dtype != dot_dtype
+    if dot_dtype == "float32":  # multiplied outside the matrix units, from registers
+        queries = max(group, 16 if width > 128 else 1 if is_decode else 32)
+        return TritonBlock(queries, 16, 4 if is_decode and width <= 128 else 8, 1 if is_converted else 2)
     if is_decode:
-        return TritonBlock(max(group, 16 if dot_dtype != "float32" else 1), 64 if width <= 128 else 32, 4, 3)
-    if dot_dtype == "float32":
-        return TritonBlock(max(group, 32), 32, 4, 2)
-    return TritonBlock(max(group, 128 if width <= 128 else 64), 64 if width <= 128 else 32, 8, 2)
+        return TritonBlock(max(group, 16), 32 if is_converted or width > 128 else 64, 4, 3)
+    queries = 64 if is_converted or width > 128 else 128
+    keys = 64 if width <= 64 or (width <= 128 and capability >= 90) else 32
+    return TritonBlock(max(group, queries), keys, 8, 3)
 
 
 def triton_least_split(keys: int) -> int:
