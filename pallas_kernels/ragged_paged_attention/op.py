@@ -123,7 +123,7 @@ def chosen(dtype: jnp.dtype, kv_dtype: jnp.dtype, head_size: int, impl: str | No
     """The name of the implementation that a model's calls take, if they ask for nothing special."""
     if impl:
         return impl
-    refusals = {"cpu": lambda: cpu.refusal(dtype, kv_dtype, head_size), "triton": lambda: triton.refusal(kv_dtype)}
+    refusals = {"cpu": lambda: cpu.refusal(dtype, kv_dtype, head_size), "triton": triton.refusal}
     return next(name for name in ORDER[target_platform()] if name not in refusals or not refusals[name]())
 
 

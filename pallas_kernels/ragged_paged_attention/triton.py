@@ -7,7 +7,7 @@ and the parts of rows with several splits are merged. How many splits a row has 
 device knows: all rows' keys are shared out evenly. The grid is as large as it can become; programs past the end return.
 
 `attend_on` takes the chip and the function that launches, so that the same plan can be interpreted (tests), compiled without
-a GPU (`cubin.py`), or run.
+a GPU (`triton_ahead.py`), or run.
 
 Source: splits and their merging, https://crfm.stanford.edu/2023/10/12/flashdecoding.html (Flash-Decoding).
 """
@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxserve.pallas_kernels import cubin
 from jaxserve.pallas_kernels.platform import target_platform
 from jaxserve.pallas_kernels.ragged_paged_attention import tuned
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, dot_dtype, to_pool
@@ -84,11 +83,6 @@ class Shape:
         return self.width != self.head_size
 
     @property
-    def is_pool_float8(self) -> bool:
-        """Whether the pool holds float8, in whatever array."""
-        return self.kv_dtype.startswith("float8")
-
-    @property
     def is_chunk_in_page(self) -> bool:
         """Whether all keys of a chunk lie in one page."""
         return self.keys <= self.page_size
@@ -145,40 +139,40 @@ Call = Callable[[Launch, Sequence[jax.Array], Sequence[int], int, Sequence[jax.S
 
 def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options: Options) -> Attended:
     """See `op.ragged_paged_attention`."""
-    reason, chip = refusal(pages_pkbd.dtype), _chip()
+    reason, chip = refusal(), _chip()
     if reason or chip is None:
         raise NotImplementedError(reason)
     return attend_on(
-        chip, functools.partial(_call, chip.capability), q_tnh, k_tkh, v_tkh, pages_pkbd, rows, extras, options
+        chip, functools.partial(run, chip.capability), q_tnh, k_tkh, v_tkh, pages_pkbd, rows, extras, options
     )
 
 
-def refusal(pool_dtype: jnp.dtype) -> str:
-    """Why nothing can be launched on this machine for a pool of such numbers, or nothing."""
+def refusal() -> str:
+    """Why nothing can be launched on this machine, or nothing."""
     try:
         _jax_triton()
     except ImportError as error:
         return f"jax-triton cannot be imported; {_INSTALL} ({error})"
-    chip = _chip() if target_platform() == "gpu" else None
-    return "only NVIDIA GPUs" if chip is None else _no_float8(chip, pool_dtype)
+    return "" if target_platform() == "gpu" and _chip() else "only NVIDIA GPUs"
 
 
 def attend_on(
     chip: Chip, call: Call, q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options: Options
 ) -> Attended:
     """Attend with launches made for a chip, run by `call`."""
-    _refuse(chip, pages_pkbd.dtype, options)
+    _refuse(options)
     num_tokens, num_heads, head_size = q_tnh.shape
     num_rows, table_width = rows.table_sm.shape
     shape = _shape(chip, q_tnh, pages_pkbd, rows, extras, options)
     table_sm, q_start_s, kv_len_s = (x.astype(jnp.int32) for x in rows)
 
-    new_tkd = to_pool(k_tkh, v_tkh, options.kv_dtype, extras.kv_scale_2k)
-    new_tkd = lax.bitcast_convert_type(new_tkd, pages_pkbd.dtype)
+    # Old chips know no float8, and it has no zero to load in place of what is masked: bits, which costs no copy.
+    stored = jnp.dtype("uint8") if str(options.kv_dtype).startswith("float8") else pages_pkbd.dtype
+    new_tkd = lax.bitcast_convert_type(to_pool(k_tkh, v_tkh, options.kv_dtype, extras.kv_scale_2k), stored)
     lengths = (q_start_s, kv_len_s)
     (pages,) = call(
         Launch("write_pages", (num_tokens, -(-shape.num_kv_heads // shape.heads)), shape, 4, 1),
-        (new_tkd, table_sm, *lengths, pages_pkbd),
+        (new_tkd, table_sm, *lengths, lax.bitcast_convert_type(pages_pkbd, stored)),
         (num_rows, table_width),
         1,
         (),
@@ -204,22 +198,15 @@ def attend_on(
         merge = Launch("merge_splits", (num_rows, num_heads), launch.shape, 2, 2)
         results = call(merge, (part_xnh, part_xn, *lengths, *results), (num_rows,), 2, ())
     out_tnh, lse_tn = results
+    pages = lax.bitcast_convert_type(pages, pages_pkbd.dtype)
     return Attended(out_tnh, pages, lse_tn if options.wants_lse else None)
 
 
-def _refuse(chip: Chip, pool_dtype: jnp.dtype, options: Options) -> None:
+def _refuse(options: Options) -> None:
     if not options.scale > 0:
         raise NotImplementedError("only scales above 0")
     if options.kv_dtype.itemsize == 1 and str(options.kv_dtype) not in ("int8", "float8_e4m3fn", "float8_e5m2"):
         raise NotImplementedError(f"no pool of {options.kv_dtype}")
-    if reason := _no_float8(chip, pool_dtype):
-        raise NotImplementedError(reason)
-
-
-def _no_float8(chip: Chip, pool_dtype: jnp.dtype) -> str:
-    if str(pool_dtype) == "float8_e4m3fn" and chip.capability < 89:
-        return "GPUs before compute capability 8.9 take float8_e4m3fn only in a pool kept as bits"
-    return ""
 
 
 def _shape(chip: Chip, q_tnh, pages_pkbd, rows: Rows, extras: Extras, options: Options) -> Shape:
@@ -289,7 +276,8 @@ def _jax_triton() -> ModuleType:
     return importlib.import_module("jax_triton")
 
 
-def _kernel(launch: Launch) -> Any:
+def kernel(launch: Launch) -> Any:
+    """The `triton.jit` function of a launch."""
     kernels = importlib.import_module("jaxserve.pallas_kernels.ragged_paged_attention.triton_kernels")
     return getattr(kernels, launch.kernel)
 
@@ -301,13 +289,13 @@ def _chip() -> Chip | None:
     return Chip(int(capability), device.core_count) if capability.isdigit() else None
 
 
-def _call(capability: int, launch: Launch, arrays, integers, updated: int, created):
-    """Run a launch on the GPU."""
+def run(capability: int, launch: Launch, arrays, integers, updated: int, created):
+    """`Call` for a GPU of a compute capability."""
     first = len(arrays) - updated
     return _jax_triton().triton_call(
         *arrays,
         *integers,
-        kernel=_kernel(launch),
+        kernel=kernel(launch),
         out_shape=[*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[first:]), *created],
         grid=launch.grid,
         name=launch.kernel,
@@ -317,53 +305,3 @@ def _call(capability: int, launch: Launch, arrays, integers, updated: int, creat
         input_output_aliases={first + i: i for i in range(updated)},
         shape=launch.shape,
     )
-
-
-def planned(
-    chip: Chip, arrays: dict[str, jax.ShapeDtypeStruct], options: dict[str, Any]
-) -> list[tuple[Launch, list[jax.ShapeDtypeStruct | int]]]:
-    """The launches of a call of `op.ragged_paged_attention`, and their arguments in order; nothing runs."""
-    launches = []
-
-    def record(launch: Launch, inputs, integers, updated: int, created):
-        results = [*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs[len(inputs) - updated :]), *created]
-        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
-        launches.append((launch, [*shapes, *integers, *results]))
-        return [jnp.zeros(x.shape, x.dtype) for x in results]
-
-    def call(arrays):
-        pages = arrays["pages_pkbd"]
-        known = {"window": None, "soft_cap": None, "max_q_len": None, "kv_dtype": pages.dtype, "wants_lse": False}
-        return attend_on(
-            chip,
-            record,
-            arrays["q_tnh"],
-            arrays["k_tkh"],
-            arrays["v_tkh"],
-            pages,
-            Rows(arrays["table_sm"], arrays["q_start_s"], arrays["kv_len_s"]),
-            Extras(arrays.get("sinks_n"), arrays.get("kv_scale_2k")),
-            Options(**(known | options)),
-        )
-
-    jax.eval_shape(call, arrays)
-    return launches
-
-
-def compiled(
-    chip: Chip, arrays: dict[str, jax.ShapeDtypeStruct], options: dict[str, Any]
-) -> dict[str, tuple[Launch, cubin.Cubin]]:
-    """What NVIDIA's compiler makes of each kernel of a call, by name, without a GPU."""
-    done = {}
-    for launch, arguments in planned(chip, arrays, options):
-        types = [x if isinstance(x, int) else cubin.type_name(x.dtype) for x in arguments]
-        made = cubin.compile_for(
-            chip.capability,
-            _kernel(launch),
-            types,
-            {"shape": launch.shape},
-            num_warps=launch.num_warps,
-            num_stages=launch.num_stages,
-        )
-        done[launch.kernel] = (launch, made)
-    return done

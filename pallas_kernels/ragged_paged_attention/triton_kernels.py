@@ -94,7 +94,7 @@ def attend_tiles(
     q_qh = _load_queries(q_tnh, token, num_tokens, token_q, head_q, shape)
     acc_qh, top_q, total_q = _empty(sinks_n, head_q, 0, shape)
     table = table_sm + row * table_width
-    pages = _bits_of_float8(pages_pkbd, shape) + kv_head * shape.head_stride
+    pages = pages_pkbd + kv_head * shape.head_stride
     position_q = position + token_q
     if shape.window > 0:
         acc_qh, top_q, total_q = _absorb(
@@ -150,7 +150,7 @@ def attend_decodes(
     q_qh = _load_queries(q_tnh, token, 1, token_q, head_q, shape)
     acc_qh, top_q, total_q = _empty(sinks_n, head_q, index, shape)
     table = table_sm + row * table_width
-    pages = _bits_of_float8(pages_pkbd, shape) + kv_head * shape.head_stride
+    pages = pages_pkbd + kv_head * shape.head_stride
     position_q = num_keys - 1 + token_q
     acc_qh, top_q, total_q = _absorb(
         acc_qh, top_q, total_q, q_qh, table, pages, position_q, begin, end, num_keys, inner, factor, True, shape
@@ -414,16 +414,6 @@ def _stored(x, shape: tl.constexpr):
     else:
         y = x.to(tl.float32, bitcast=True)
     return _as_factor(y, shape)
-
-
-@triton.jit
-@no_type_check
-def _bits_of_float8(pages_pkbd, shape: tl.constexpr):
-    """The pool, as bits if it holds float8, which has no zero to load in place of what is masked."""
-    pages = pages_pkbd
-    if shape.is_pool_float8:
-        pages = pages_pkbd.to(tl.pointer_type(tl.uint8), bitcast=True)
-    return pages
 
 
 @triton.jit

@@ -55,7 +55,10 @@ def triton_block(
     if is_decode:
         return TritonBlock(max(group, 16), 32 if is_converted or width > 128 else 64, 4, 3)
     queries = 64 if is_converted or width > 128 else 128
-    keys = 64 if width <= 64 or (width <= 128 and capability >= 90) else 32
+    accumulates_apart = (
+        90 <= capability < 120
+    )  # factors and sums of Hopper's and Blackwell's products take fewer registers
+    keys = 64 if width <= 64 or (width <= 128 and accumulates_apart) else 32
     return TritonBlock(max(group, queries), keys, 8, 3)
 
 

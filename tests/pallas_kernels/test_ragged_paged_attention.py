@@ -122,14 +122,30 @@ def test_refusals(name: str, impl: str):
 @pytest.mark.parametrize("capability", [75, 80])
 @pytest.mark.parametrize("name", ["bfloat16 window", "float8 pool"])
 def test_old_gpus_give_the_same(name: str, capability: int, impl: str, monkeypatch):
-    """No bfloat16 in matrix units before Ampere, no float8 before Ada: pools of it are kept as bits."""
+    """No bfloat16 in matrix units before Ampere, no float8 before Ada."""
     arrays = make_arrays(CASES[name])
-    expected = call(CASES[name], arrays, impl, as_bits=True)
+    expected = call(CASES[name], arrays, impl)
     interpreted = functools.partial(triton.attend_on, triton.Chip(capability, 4), triton_interpreter.call)
     monkeypatch.setitem(op.IMPLEMENTATIONS, "triton", interpreted)
-    out, pages, _ = call(CASES[name], arrays, impl, as_bits=True)
+    out, pages, _ = call(CASES[name], arrays, impl)
     np.testing.assert_allclose(out, expected[0], atol=tolerance(CASES[name]), rtol=0)
     np.testing.assert_array_equal(pages, expected[1])
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("impl", ["triton"])
+def test_long_contexts_are_merged_from_many_splits(impl: str, monkeypatch):
+    """More than are read at once."""
+    interpreted = functools.partial(triton.attend_on, triton.Chip(89, 40), triton_interpreter.call)
+    monkeypatch.setitem(op.IMPLEMENTATIONS, "triton", interpreted)
+    case = Case(rows=((2100, 1), (3, 1), (40, 9)), num_kv_heads=1, num_heads=2, page_size=64, has_sinks=True)
+    assert_equals_the_formula(case, impl)
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+@pytest.mark.parametrize("impl", [marked(impl) for impl in BACKENDS if impl != "tpu"])
+def test_pages_may_hold_few_tokens(impl: str, page_size: int):
+    assert_equals_the_formula(dataclasses.replace(CASES["mixed"], page_size=page_size), impl)
 
 
 @pytest.mark.slow
