@@ -71,6 +71,7 @@ def build(folder: Path, config: EngineConfig) -> Built:
     settled = _settle(config, cfg)
     _use_compilation_cache(config.compilation_cache)
     native.enable(cache_folder() / "native" if config.native_kernels else None)
+    attention_backend = _attention_backend(config, settled)
     compiles = count_compiles()
 
     started_s = time.perf_counter()
@@ -80,6 +81,7 @@ def build(folder: Path, config: EngineConfig) -> Built:
     executor.warm_up(progress=config.progress)
     warm_s = time.perf_counter()
     facts = _facts(config, settled) | {
+        "attention_backend": attention_backend,
         "load_s": loaded_s - started_s,
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
@@ -109,11 +111,10 @@ def _load_weights(folder: Path, config: EngineConfig, settled: _Settled) -> Any:
 
 def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> LocalExecutor:
     cfg = settled.cfg
-    as_bits = jax.default_backend() == "cpu" and config.attention_backend != "tpu"  # interpreted, for tests
 
     def empty() -> DeviceState:
         return DeviceState(
-            kv=empty_pages(cfg, settled.num_blocks, config.block_size, settled.kv_dtype, as_bits=as_bits),
+            kv=empty_pages(cfg, settled.num_blocks, config.block_size, settled.kv_dtype, as_bits=_keeps_bits(config)),
             sampler=empty_state(config.max_num_seqs, cfg.vocab_size),
         )
 
@@ -153,9 +154,6 @@ def _make_engine(
 def _facts(config: EngineConfig, settled: _Settled) -> dict[str, Any]:
     return {
         "backend": jax.default_backend(),
-        "attention_backend": attention.chosen(
-            settled.dtype, settled.kv_dtype, settled.cfg.head_size, config.attention_backend
-        ),
         "matmul_backend": matmul.chosen(settled.dtype),
         "architecture": settled.cfg.architecture,
         "dtype": str(settled.dtype),
@@ -181,6 +179,34 @@ def _check_attention(backend: str | None) -> None:
     if backend is not None and backend not in attention.IMPLEMENTATIONS:
         known = ", ".join(attention.IMPLEMENTATIONS)
         raise ConfigError(f"attention_backend={backend!r} does not exist", remedy=f"Choose one of {known}")
+
+
+def _attention_backend(config: EngineConfig, settled: _Settled) -> str:
+    """The implementation that will run, by name. Raises ConfigError if the one asked for refuses this model."""
+    cfg, kv_dtype = settled.cfg, settled.kv_dtype
+    bits = jnp.dtype(f"uint{kv_dtype.itemsize * 8}")
+    try:
+        return attention.chosen(
+            num_heads=cfg.num_heads,
+            num_kv_heads=cfg.num_kv_heads,
+            head_size=cfg.head_size,
+            page_size=config.block_size,
+            dtype=settled.dtype,
+            kv_dtype=kv_dtype,
+            pool_dtype=bits if _keeps_bits(config) and kv_dtype.itemsize < 4 else kv_dtype,
+            window=next((window for window in cfg.windows if window), None),
+            impl=config.attention_backend,
+        )
+    except NotImplementedError as refusal:
+        raise ConfigError(
+            f"attention_backend={config.attention_backend!r} cannot run this model here: {refusal}",
+            remedy="Leave it out, and the first that can is taken",
+        ) from refusal
+
+
+def _keeps_bits(config: EngineConfig) -> bool:
+    """Whether the pool is stored as bits, which is faster on CPU."""
+    return jax.default_backend() == "cpu" and config.attention_backend != "tpu"  # interpreted, for tests
 
 
 def _max_model_len(config: EngineConfig, cfg: ModelConfig) -> int:

@@ -1,11 +1,15 @@
-"""Compiling for TPUs that are not here: the real compiler runs on any machine with the `libtpu` package.
+"""Compiling for chips that are not here: the real compilers run on any machine (Linux, x86-64), for TPUs with the `libtpu`
+package, for NVIDIA GPUs with `jax[cuda13]`.
 
 Source: JAX's ahead-of-time topologies, https://docs.jax.dev/en/latest/aot.html.
 """
 
+import contextlib
 import importlib.util
 import math
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,14 +22,77 @@ _HBM_GIB = {"v4": 16, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 96}  # of a devi
 # TPU7x is one of two cores; https://cloud.google.com/tpu/docs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """What XLA wants to know of a GPU. Source: NVIDIA's data sheets and CUDA C++ Programming Guide, table 30."""
+
+    name: str
+    capability: str
+    num_cores: int  # multiprocessors
+    clock_ghz: float
+    hbm_bytes: int
+    hbm_bytes_per_s: int
+    l2_bytes: int
+    smem_bytes: int = 233_472  # of a multiprocessor
+
+    def target(self) -> str:
+        """As a text proto of XLA's GpuTargetConfig."""
+        major, minor = self.capability.split(".")
+        return f"""
+            platform_name: "CUDA" device_description_str: "{self.name}"
+            dnn_version_info {{ major: 9 minor: 10 }}
+            gpu_device_info {{
+              cuda_compute_capability {{ major: {major} minor: {minor} }}
+              core_count: {self.num_cores} fpus_per_core: 128 clock_rate_ghz: {self.clock_ghz}
+              threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+              block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+              registers_per_core_limit: 65536 registers_per_block_limit: 65536
+              shared_memory_per_core: {self.smem_bytes} shared_memory_per_block: 49152
+              shared_memory_per_block_optin: {self.smem_bytes - 1024}
+              memory_bandwidth: {self.hbm_bytes_per_s} device_memory_size: {self.hbm_bytes} l2_cache_size: {self.l2_bytes}
+            }}"""
+
+
+GPUS = {
+    "h100": Gpu(
+        name="NVIDIA H100 80GB HBM3",
+        capability="9.0",
+        num_cores=132,
+        clock_ghz=1.98,
+        hbm_bytes=80 << 30,
+        hbm_bytes_per_s=3_352_000_000_000,
+        l2_bytes=50 << 20,
+    ),
+    "b200": Gpu(
+        name="NVIDIA B200",
+        capability="10.0",
+        num_cores=148,
+        clock_ghz=1.965,
+        hbm_bytes=180 << 30,
+        hbm_bytes_per_s=7_700_000_000_000,
+        l2_bytes=126 << 20,
+    ),
+}
+
+
 def has_compiler() -> bool:
     """Whether the TPU compiler is installed, or lies where `TPU_LIBRARY_PATH` says."""
     return bool(os.environ.get("TPU_LIBRARY_PATH")) or importlib.util.find_spec("libtpu") is not None
 
 
+def has_gpu_compiler() -> bool:
+    """Whether XLA for NVIDIA GPUs is installed."""
+    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
+
+
+def compiler_version() -> str:
+    """Which TPU compiler it is, as it says itself: when it was built, and the number of the change it was built from."""
+    return " ".join(_tpu("v5e")[0].client.platform_version.splitlines()[2:])
+
+
 def hbm_bytes(chip: str) -> int:
     """Memory of one device of a chip, all of it."""
-    return _HBM_GIB[chip] << 30
+    return GPUS[chip].hbm_bytes if chip in GPUS else _HBM_GIB[chip] << 30
 
 
 def compile_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Compiled:
@@ -37,34 +104,44 @@ def compile_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Compiled:
       ValueError: an unknown chip.
       RuntimeError: the compiler is missing.
     """
-    device = _device(chip)
-    mesh = Mesh([device], ("device",))
-    sharding = NamedSharding(mesh, PartitionSpec())
+    device, kind = _gpu(chip) if chip in GPUS else _tpu(chip)
+    sharding = NamedSharding(Mesh([device], ("device",)), PartitionSpec())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
-    kind = AbstractDevice(platform="tpu", device_kind=device.device_kind, num_cores=device.num_cores or 1)
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), abstract_device=kind)):
         lowered = jitted.lower(*shapes)
-    # Kept in the persistent cache it would be found again, but cannot be read without the chip.
+    with _unkept():
+        return lowered.compile()
+
+
+def _tpu(chip: str) -> tuple[Any, AbstractDevice]:
+    if chip not in CHIPS:
+        raise ValueError(f"{chip=} is unknown; there are: {', '.join([*CHIPS, *GPUS])}")
+    if not has_compiler():
+        raise RuntimeError("compiling for TPUs needs the libtpu package: pip install libtpu (Linux, x86-64)")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the library asks the cloud which machine this is
+    # No device is opened, so processes do not disturb each other.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
+    return device, AbstractDevice(platform="tpu", device_kind=device.device_kind, num_cores=device.num_cores or 1)
+
+
+def _gpu(chip: str) -> tuple[Any, AbstractDevice]:
+    if not has_gpu_compiler():
+        raise RuntimeError("compiling for NVIDIA GPUs needs pip install 'jax[cuda13]' (4 GB; Linux, x86-64)")
+    device = topologies.get_topology_desc(
+        platform="cuda", topology_name=chip, target_config=GPUS[chip].target(), topology="1x1x1"
+    ).devices[0]
+    kind = AbstractDevice(platform=device.platform, device_kind=device.device_kind, num_cores=GPUS[chip].num_cores)
+    return device, kind
+
+
+@contextlib.contextmanager
+def _unkept() -> Iterator[None]:
+    """Nothing goes into the persistent cache, where it would be found again but could not be read without the chip."""
     option = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, option)
     jax.config.update(option, math.inf)
     try:
-        return lowered.compile()
+        yield
     finally:
         jax.config.update(option, before)
-
-
-def compiler_version() -> str:
-    """Which compiler it is, as it says itself: when it was built, and the number of the change it was built from."""
-    return " ".join(_device("v5e").client.platform_version.splitlines()[2:])
-
-
-def _device(chip: str) -> Any:
-    if not has_compiler():
-        raise RuntimeError("compiling for TPUs needs the libtpu package: pip install libtpu (Linux, x86-64)")
-    if chip not in CHIPS:
-        raise ValueError(f"{chip=} is unknown; there are: {', '.join(CHIPS)}")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the library asks the cloud which machine this is
-    # No device is opened, so processes do not disturb each other.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]

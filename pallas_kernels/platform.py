@@ -2,9 +2,19 @@
 
 import jax
 
+from jaxserve.pallas_kernels.ahead_of_time import GPUS
+
 
 def target_platform() -> str:
     """ "tpu", "gpu" or "cpu": of the mesh that a program is compiled for ahead of time, or else of this machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = device.platform if device is not None else jax.default_backend()
     return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def compute_capability() -> str:
+    """Of the GPU that a program is compiled for, as "9.0"; empty if it is for something else."""
+    target, here = jax.sharding.get_abstract_mesh().abstract_device, jax.devices()[0]
+    if target is None or target.device_kind == here.device_kind:
+        return str(getattr(here, "compute_capability", ""))
+    return next((gpu.capability for gpu in GPUS.values() if gpu.name == target.device_kind), "")

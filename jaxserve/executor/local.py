@@ -21,6 +21,7 @@ from jaxserve.models.batch import last_tokens
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import KVPages, copy_blocks
 from jaxserve.models.registry import ModelFamily
+from jaxserve.pallas_kernels.ragged_paged_attention import checks
 from jaxserve.request import Task
 from jaxserve.sampling import sampler
 from jaxserve.sampling.sampler import Logprobs, SamplerState
@@ -112,7 +113,28 @@ class LocalExecutor:
             self._compiled = dict(bar)
 
     def dispatch(self, plan: StepPlan) -> Pending:
-        """Copies, slot starts, then the step itself; returns before the device is done."""
+        """Copies, slot starts, then the step itself; returns before the device is done.
+
+        With JAX's debug checks on, raises ValueError for a plan that points outside of the pool, before anything runs.
+        """
+        rung = fit(self._ladder, plan.num_tokens, len(plan.rows))
+        inputs = make_inputs(
+            plan,
+            rung,
+            table_width=self._table_width,
+            num_slots=self._num_slots,
+            vocab_size=self._cfg.vocab_size,
+        )
+        if checks.wanted():
+            batch, kv = inputs.batch, self._state.kv
+            checks.check_rows(
+                batch.table_sm,
+                batch.q_start_s,
+                batch.kv_len_s,
+                num_tokens=rung.tokens,
+                num_pages=kv.num_blocks,
+                page_size=kv.block_size,
+            )
         with self._losing_state_on_failure(plan):
             if self._state.kv.pages_pkbd.is_deleted():  # by a step that failed
                 self._state = self._empty_state()
@@ -120,14 +142,6 @@ class LocalExecutor:
             self._copy_blocks(plan.copies)
             for start in plan.starts:
                 self._start_slot(start)
-            rung = fit(self._ladder, plan.num_tokens, len(plan.rows))
-            inputs = make_inputs(
-                plan,
-                rung,
-                table_width=self._table_width,
-                num_slots=self._num_slots,
-                vocab_size=self._cfg.vocab_size,
-            )
             outputs, self._state = self._compiled[rung](self._params, self._state, inputs)
             self.num_late_compiles += count_compiles() - compiles
         return Pending(plan, rung, outputs)

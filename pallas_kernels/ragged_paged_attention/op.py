@@ -1,15 +1,19 @@
 """Attention of a ragged batch of queries over a paged KV pool: prefill, chunks and decodes in one call."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserve.pallas_kernels.dispatch import dispatch
 from jaxserve.pallas_kernels.platform import target_platform
-from jaxserve.pallas_kernels.ragged_paged_attention import cpu, ref, tpu, xla
+from jaxserve.pallas_kernels.ragged_paged_attention import checks, cpu, gpu, ref, tpu, xla
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
 
-IMPLEMENTATIONS = {"tpu": tpu.attend, "cpu": cpu.attend, "xla": xla.attend, "ref": ref.attend}
-ORDER = {"tpu": ("tpu", "xla"), "gpu": ("xla",), "cpu": ("cpu", "xla")}  # what is tried, by platform
+IMPLEMENTATIONS = {"tpu": tpu.attend, "gpu": gpu.attend, "cpu": cpu.attend, "xla": xla.attend, "ref": ref.attend}
+ORDER = {"tpu": ("tpu", "xla"), "gpu": ("gpu", "xla"), "cpu": ("cpu", "xla")}  # what is tried, by platform
 
 
 def ragged_paged_attention(
@@ -56,11 +60,13 @@ def ragged_paged_attention(
         bits is faster on CPU; see `xla.py`.
       wants_lse: also return the logarithm of each softmax's denominator (static), with which partial results over parts of
         the context can be merged; -1e30 or less where a query saw nothing.
-      impl: "tpu" (Pallas), "cpu" (C++ with AVX-512), "xla", "ref", or None for the first that takes the case (static).
+      impl: "tpu" (Pallas), "gpu" (Pallas for NVIDIA Hopper), "cpu" (C++ with AVX-512), "xla", "ref", or None for the first
+        that takes the case (static).
 
     Returns: float[t n h] in q's dtype (softmax and sums are computed in float32), the pool, and f32[t n] if wanted.
 
-    Raises: ValueError for arguments that do not fit each other, before anything is traced.
+    Raises: ValueError for arguments that do not fit each other, before anything is traced. Outside of a jitted function and
+    with `jax_enable_checks` also for rows that lie outside of the pool or of the tokens (`checks.py`).
 
     Source: paging, arXiv 2309.06180; softmax over blocks with a running maximum, arXiv 2205.14135.
     """
@@ -70,6 +76,10 @@ def ragged_paged_attention(
         raise ValueError(f"{window=} must be at least 1, or None")
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"{soft_cap=} must be above 0, or None")
+    ids = (table_sm, q_start_s, kv_len_s)
+    if checks.wanted() and not any(isinstance(x, Tracer) for x in ids):
+        num_pages, _, page_size, _ = pages_pkbd.shape
+        checks.check_rows(*ids, num_tokens=q_tnh.shape[0], num_pages=num_pages, page_size=page_size)
     return dispatch(
         "ragged_paged_attention",
         IMPLEMENTATIONS if impl else {name: IMPLEMENTATIONS[name] for name in ORDER[target_platform()]},
@@ -112,10 +122,42 @@ def _check(q_tnh, k_tkh, v_tkh, pages_pkbd, table_sm, q_start_s, kv_len_s, sinks
         raise ValueError(f"kv_scale_2k is needed for a pool of {kv_dtype}")
 
 
-def chosen(dtype: jnp.dtype, kv_dtype: jnp.dtype, head_size: int, impl: str | None = None) -> str:
-    """The name of the implementation that a model's calls take, if they ask for nothing special."""
+def chosen(
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_size: int,
+    page_size: int,
+    dtype: jnp.dtype,
+    kv_dtype: jnp.dtype,
+    pool_dtype: jnp.dtype,
+    window: int | None = None,
+    impl: str | None = None,
+) -> str:
+    """The name of the implementation that a model's calls take: each is asked by tracing a small call.
+
+    Raises: NotImplementedError, with the reason, if the one asked for by name refuses; ExceptionGroup if all do.
+    """
+    shape = jax.ShapeDtypeStruct
+    new = shape((8, num_kv_heads, head_size), dtype)
+    arrays = {
+        "q_tnh": shape((8, num_heads, head_size), dtype),
+        "k_tkh": new,
+        "v_tkh": new,
+        "pages_pkbd": shape((8, num_kv_heads, page_size, 2 * head_size), pool_dtype),
+        "table_sm": shape((4, 8), jnp.int32),
+        "q_start_s": shape((5,), jnp.int32),
+        "kv_len_s": shape((4,), jnp.int32),
+    }
+
+    def taken(name: str) -> str:
+        jax.eval_shape(
+            functools.partial(ragged_paged_attention, scale=1.0, window=window, kv_dtype=kv_dtype, impl=name), **arrays
+        )
+        return name
+
     names = [impl] if impl else ORDER[target_platform()]
-    return next(name for name in names if name != "cpu" or impl or not cpu.refusal(dtype, kv_dtype, head_size))
+    return dispatch("ragged_paged_attention", {name: functools.partial(taken, name) for name in names}, impl)
 
 
 __all__ = ["IMPLEMENTATIONS", "Attended", "chosen", "ragged_paged_attention"]

@@ -18,6 +18,12 @@ class Rows(NamedTuple):
         """i32[s]; queries of each row."""
         return self.q_start_s[1:] - self.q_start_s[:-1]
 
+    def of_token(self, num_tokens: int) -> jax.Array:
+        """i32[t]; row of each token. Tokens past the last row get the last row."""
+        token_t = jnp.arange(num_tokens, dtype=jnp.int32)
+        row_t = jnp.searchsorted(self.q_start_s, token_t, side="right").astype(jnp.int32) - 1
+        return jnp.minimum(row_t, self.kv_len_s.shape[0] - 1)
+
 
 class Extras(NamedTuple):
     """Arrays that only some models have."""

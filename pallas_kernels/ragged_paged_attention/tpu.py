@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxserve.pallas_kernels.ragged_paged_attention import tpu_attend, tpu_write, tuned
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, dot_dtype, to_pool
-from jaxserve.pallas_kernels.ragged_paged_attention.tpu_tiles import LANES, slots_of_tile
+from jaxserve.pallas_kernels.ragged_paged_attention.tpu_memory import LANES, slots_of_tile
 
 _MAX_TABLE_BYTES = 768 << 10  # of the 1 MB of SMEM; the rest is for lengths and tiles
 

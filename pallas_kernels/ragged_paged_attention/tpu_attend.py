@@ -18,7 +18,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxserve.pallas_kernels.interpreter import interpret
 from jaxserve.pallas_kernels.ragged_paged_attention import tuned
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Extras, Options, Rows
-from jaxserve.pallas_kernels.ragged_paged_attention.tpu_tiles import LANES, tiles, where
+from jaxserve.pallas_kernels.ragged_paged_attention.tiles import tiles
+from jaxserve.pallas_kernels.ragged_paged_attention.tpu_memory import LANES, where
 
 LOG2E = 1.4426950408889634
 _MASKED = -1e30  # finite, so that a fully masked chunk yields exp(0) * 0 rather than nan

@@ -15,7 +15,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxserve.pallas_kernels.interpreter import interpret
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Rows
-from jaxserve.pallas_kernels.ragged_paged_attention.tpu_tiles import slots_of_tile, tiles, where
+from jaxserve.pallas_kernels.ragged_paged_attention.tiles import tiles
+from jaxserve.pallas_kernels.ragged_paged_attention.tpu_memory import slots_of_tile, where
 
 AT_ONCE = 16  # tiles written together
 

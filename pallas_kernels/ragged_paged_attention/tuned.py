@@ -1,11 +1,11 @@
-"""Block sizes of the TPU kernels: those in `tuned.json`, found by `scripts/tune_kernels.py`, and else by rules that follow
-the compiler's schedules (`scripts/kernel_report.py`). No timing on a chip has been made."""
+"""Block sizes of the kernels: those in `tuned.json`, found by `scripts/tune_kernels.py`, and else by rules that follow the
+compilers' schedules (`scripts/kernel_report.py`). No timing on a chip has been made."""
 
 from pathlib import Path
 
-import jax
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxserve.pallas_kernels.platform import target_platform
 from jaxserve.pallas_kernels.tuning import Table
 
 table = Table(Path(__file__).with_name("tuned.json"))
@@ -46,9 +46,34 @@ def block(num_queries: int, num_keys: int, *, is_decode: bool) -> tuple[int, int
 
 def is_for_chip() -> bool:
     """Whether a TPU is compiled for, and can be asked for its sizes."""
-    return jax.sharding.get_abstract_mesh().abstract_device is not None or jax.default_backend() == "tpu"
+    return target_platform() == "tpu"
 
 
 def vmem_bytes() -> int:
     """What a kernel may use of the VMEM of the chip that is compiled for."""
     return pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4 if is_for_chip() else 64 << 20
+
+
+_HOPPER_SMEM = 227 << 10  # bytes of shared memory that one program may have
+_HOPPER_PROCESSORS = 132
+
+
+@table
+def gpu_blocks(head_size: int, *, is_decode: bool) -> tuple[int, int, int]:
+    """For Mosaic GPU: warpgroups that multiply, keys in a buffer, buffers; of 16-bit numbers.
+
+    A decode waits for memory: many small buffers. A block of a prompt waits for the tensor cores: two warpgroups share what
+    is copied, or L2 would be too slow (64 queries do 128 FLOPs with each byte of a chunk; H100 has 180 for each byte of L2).
+    """
+    num_workers, chunk = (1, 64) if is_decode else (2, 64 if head_size > 128 else 128)
+    row_bytes = 2 * head_size
+    outside = num_workers * 64 * row_bytes * (3 if is_decode else 1) + (8 << 10)  # queries, sums of parts in float32
+    return num_workers, chunk, min((_HOPPER_SMEM - outside) // (chunk * 2 * row_bytes), 5 if is_decode else 2)
+
+
+@table
+def gpu_parts(num_programs: int, most_keys: int) -> int:
+    """Into how many parts the context of each decode is cut: for two programs on each processor, but no part so short that
+    its start (about 2 us, in which a processor copies 50 kB) weighs more than its work."""
+    wanted = -(-2 * _HOPPER_PROCESSORS // num_programs)
+    return max(min(wanted, most_keys // 512, 64), 1)

@@ -56,7 +56,7 @@ def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options:
     num_kv_heads = k_tkh.shape[1]
     group = num_heads // num_kv_heads
     q_tkgh = q_tnh.astype(call.dot_dtype).reshape(num_tokens, num_kv_heads, group, head_size)
-    pages = _write(pages_pkbd, k_tkh, v_tkh, call)
+    pages = write(pages_pkbd, k_tkh, v_tkh, rows, extras, options)
     state_tkg, pages = _decode(q_tkgh, pages, call)
     if options.max_q_len != 1:
         state_tkg, pages = _tiles(state_tkg, q_tkgh, pages, call)
@@ -69,24 +69,17 @@ def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options:
     return Attended(out_tkgh.reshape(q_tnh.shape).astype(q_tnh.dtype), pages, lse_tn)
 
 
-def _row_of_token(rows: Rows, num_tokens: int):
-    """i32[t]; tokens past the last row get the last row."""
-    token_t = jnp.arange(num_tokens, dtype=jnp.int32)
-    row_t = jnp.searchsorted(rows.q_start_s, token_t, side="right").astype(jnp.int32) - 1
-    return jnp.minimum(row_t, rows.kv_len_s.shape[0] - 1)
-
-
-def _write(pages, k_tkh, v_tkh, call: _Call):
+def write(pages, k_tkh, v_tkh, rows: Rows, extras: Extras, options: Options):
     """Put every token's key and value into its slot; padding goes to a page past the pool, and is dropped."""
-    rows, num_tokens = call.rows, k_tkh.shape[0]
+    num_tokens, page_size = k_tkh.shape[0], pages.shape[2]
     token_t = jnp.arange(num_tokens, dtype=jnp.int32)
-    row_t = _row_of_token(rows, num_tokens)
+    row_t = rows.of_token(num_tokens)
     pos_t = rows.kv_len_s[row_t] - (rows.q_start_s[row_t + 1] - token_t)
-    page_t = rows.table_sm[row_t, pos_t // call.page_size]
+    page_t = rows.table_sm[row_t, pos_t // page_size]
     page_t = jnp.where(token_t < rows.q_start_s[-1], page_t, pages.shape[0])
-    kv_tkd = to_pool(k_tkh, v_tkh, call.options.kv_dtype, call.extras.kv_scale_2k)
+    kv_tkd = to_pool(k_tkh, v_tkh, options.kv_dtype, extras.kv_scale_2k)
     kv_tkd = lax.bitcast_convert_type(kv_tkd, pages.dtype)
-    return pages.at[page_t, :, pos_t % call.page_size, :].set(kv_tkd, mode="drop")
+    return pages.at[page_t, :, pos_t % page_size, :].set(kv_tkd, mode="drop")
 
 
 def _read_chunk(pages, call: _Call, row_w, first_page_w, chunk_pages: int, real_wc):
@@ -190,7 +183,7 @@ def _decode(q_tkgh, pages, call: _Call):
 
     # Back to token order by a gather: on CPU a scatter is a loop over its rows.
     rank_s = jnp.argsort(order_r).astype(jnp.int32)
-    row_t = _row_of_token(rows, num_tokens)
+    row_t = rows.of_token(num_tokens)
     is_decode_t = rows.q_len_s[row_t] == 1
     state_tkg = jax.tree.map(lambda x: x[rank_s[row_t]], state)
     none_tkg = _empty((num_tokens, num_kv_heads, group), call, head_size)

@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxserve.errors import DeviceError
 from jaxserve.executor.inputs import empty_inputs
 from jaxserve.executor.ladder import Rung
-from jaxserve.executor.local import DeviceState, run_step
+from jaxserve.executor.local import DeviceState, LocalExecutor, run_step
 from jaxserve.models import weights
 from jaxserve.models.config import dense_from_hf
 from jaxserve.models.kv import empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.pallas_kernels.ragged_paged_attention import cpu
 from jaxserve.sampling.sampler import empty_state
+from jaxserve.step import Row, StepPlan
 from tests.models import toy
 
 SLOTS, BLOCKS, BLOCK_SIZE = 4, 977, 8  # a prime number of blocks: its pages are easy to find in the program
@@ -44,3 +46,28 @@ def test_no_step_copies_the_pool(rung: Rung, dtype: str, backend: str, native_fo
     pool_bytes = kv.pages_pkbd.nbytes
     assert compiled.memory_analysis().temp_size_in_bytes < pool_bytes / 2
     assert compiled.memory_analysis().alias_size_in_bytes >= pool_bytes
+
+
+def test_a_plan_that_points_outside_of_the_pool_is_refused_before_it_runs_when_checks_are_on():
+    cfg = dense_from_hf(toy.CASES["llama3"]["config"])
+    executor = LocalExecutor(
+        family_of(cfg),
+        cfg,
+        params=None,  # nothing is compiled, so nothing can run
+        empty_state=lambda: DeviceState(
+            empty_pages(cfg, BLOCKS, BLOCK_SIZE, jnp.dtype("float32")), empty_state(SLOTS, cfg.vocab_size)
+        ),
+        ladder=(Rung(16, 4, False),),
+        max_model_len=64,
+        attention_backend=None,
+    )
+
+    def plan(block: int) -> StepPlan:
+        row = Row(seq_id="s", epoch=0, slot=0, start=8, token_ids=(1, 2, 3), blocks=(0, block))
+        return StepPlan(index=0, rows=(row,))
+
+    with jax.enable_checks(True):
+        with pytest.raises(ValueError, match=f"table_sm: row 0, column 1 is page {BLOCKS}"):
+            executor.dispatch(plan(BLOCKS))
+        with pytest.raises(DeviceError, match="KeyError"):  # goes on to the step, which was never compiled
+            executor.dispatch(plan(BLOCKS - 1))
