@@ -69,7 +69,7 @@ def _write(found: list[dict[str, Any]]) -> None:
     entries = json.loads(path.read_text()) if path.exists() else {}
     for entry in found:
         about = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "command": record.command(), "commit": record.commit()}
-        facts = {name: entry[name] for name in ("choice", "rule", "gain", "by", "versions")}
+        facts = {name: entry[name] for name in ("choice", "rule", "gain", "speedups", "by", "versions")}
         entries.setdefault(entry["chip"], {})[entry["question"]] = facts | about
     ordered = {chip: dict(sorted(questions.items())) for chip, questions in sorted(entries.items())}
     path.write_text(json.dumps(ordered, indent=2) + "\n")

@@ -72,6 +72,7 @@ def search(judge: Judge, *, least: float, known: dict[Question, Any]) -> Iterato
             "rule": rule,
             "choice": current,
             "gain": round(gain(before, best), 3),
+            "speedups": {name: round(cost / best.costs[name], 3) for name, cost in before.costs.items()},
             "tried": len(seen),
             "by": judge.by,
             "versions": judge.versions,

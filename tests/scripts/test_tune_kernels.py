@@ -32,6 +32,7 @@ def test_a_number_is_followed_as_long_as_that_gains():
     found = list(climb.search(judge(lambda a: abs(a["chunk()"] - 1000) + 100, {"chunk()": 128}), least=0.03, known={}))
     assert [(one["question"], one["rule"], one["choice"]) for one in found] == [("chunk()", 128, 1024)]
     assert found[0]["gain"] == pytest.approx(972 / 124 - 1, abs=1e-3)
+    assert found[0]["speedups"] == {"100": pytest.approx(972 / 124, abs=1e-3)}
 
 
 def test_what_gains_little_stays_with_the_rule():
