@@ -1,7 +1,8 @@
-"""Named cases of ragged paged attention, for tests, reports and benchmarks alike: small ones with values, and the shapes of
-real models without."""
+"""Cases of ragged paged attention, for tests, reports and benchmarks alike: small ones with values, named or drawn at
+random, and the shapes of real models without."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -25,6 +26,12 @@ class Case:
     has_sinks: bool = False
     padding: int = 3
     spare_columns: int = 2  # table columns that no row needs
+    num_pages: int | None = None  # of the pool; as many as are needed, and five, if None
+
+    @property
+    def max_q_len(self) -> int | None:
+        """What may be promised: 1 if the rows are all decodes."""
+        return 1 if max((q for _, q in self.rows), default=0) == 1 else None
 
     @property
     def num_tokens(self) -> int:
@@ -83,7 +90,7 @@ def make_arrays(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     need = [-(-kv_len // case.page_size) for kv_len, _ in case.rows]
     width = max([*need, 1]) + case.spare_columns
-    num_pages = sum(need) + 5
+    num_pages = case.num_pages or sum(need) + 5
     order = rng.permutation(np.arange(1, num_pages)).astype(np.int32)
     pages = np.full((num_pages, case.num_kv_heads, case.page_size, 2 * case.head_size), np.nan, np.float32)
     table, used = np.zeros((len(case.rows), width), np.int32), 0
@@ -116,6 +123,67 @@ def make_arrays(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     elif case.kv_dtype == "float8_e4m3fn":
         arrays["kv_scale_2k"] = rng.uniform(0.5, 1.0, (2, case.num_kv_heads)).astype(np.float32)
     return arrays
+
+
+_TYPES = (
+    ("float32", None),
+    ("bfloat16", None),
+    ("bfloat16", "int8"),
+    ("bfloat16", "float8_e4m3fn"),
+    ("float32", "bfloat16"),
+    ("float32", "int8"),
+)
+_HEADS = ((4, 2), (3, 1), (2, 2), (7, 1), (8, 4))  # query and KV heads
+_RAGGED_ROWS, _RAGGED_TOKENS, _RAGGED_LENGTH = 5, 40, 256
+
+
+def ragged_moulds() -> dict[str, Case]:
+    """Cases without rows: every head size with every page size, and with each all else that a call can have, in turn."""
+    moulds = {}
+    for index, (head_size, page_size) in enumerate(itertools.product((64, 80, 96, 128, 256), (16, 32, 64, 128))):
+        dtype, kv_dtype = _TYPES[index % len(_TYPES)]
+        num_heads, num_kv_heads = _HEADS[index * 2 % len(_HEADS)]
+        mould = Case(
+            rows=(),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_size=head_size,
+            page_size=page_size,
+            dtype=dtype,
+            kv_dtype=None if page_size == 16 and kv_dtype != "bfloat16" else kv_dtype,  # narrow ones need larger pages
+            window=(None, 33, None, 1, 150, None, 64)[index % 7],
+            soft_cap=3.0 if index % 3 == 1 else None,
+            has_sinks=index % 4 == 2,
+        )
+        moulds[f"head {head_size}, page {page_size}, {dtype} over {mould.kv_dtype or dtype}"] = mould
+    return moulds
+
+
+def ragged(mould: Case, seed: int, *, only_decodes: bool = False) -> Case:
+    """A mould with random rows, most of them extreme: empty, one token, exactly full pages, one more, the longest there is.
+
+    All draws of a mould have arrays of the same shapes, so one compiled program runs them.
+    """
+    rng = np.random.default_rng(seed)
+    page_size, left, rows = mould.page_size, _RAGGED_TOKENS, []
+    for row in range(_RAGGED_ROWS):
+        full = page_size * int(rng.integers(1, _RAGGED_LENGTH // page_size + 1))
+        lengths = (0, 1, full, min(full + 1, _RAGGED_LENGTH), _RAGGED_LENGTH, int(rng.integers(1, _RAGGED_LENGTH + 1)))
+        length = int(rng.choice(lengths[1:] if row == 0 else lengths))
+        queries = min(length, left, 1 if only_decodes or rng.random() < 0.4 else _RAGGED_TOKENS)
+        if queries > 1 and rng.random() < 0.5:
+            queries = int(rng.integers(1, queries + 1))
+        rows.append((length if queries else 0, queries))
+        left -= queries
+    rng.shuffle(rows)
+    width = _RAGGED_LENGTH // page_size
+    return dataclasses.replace(
+        mould,
+        rows=tuple((int(length), int(queries)) for length, queries in rows),
+        padding=(_RAGGED_ROWS if only_decodes else _RAGGED_TOKENS) - sum(queries for _, queries in rows),
+        spare_columns=width - max(-(-length // page_size) for length, _ in rows),
+        num_pages=_RAGGED_ROWS * width + 1,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

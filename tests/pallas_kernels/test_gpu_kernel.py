@@ -2,6 +2,7 @@
 the same cases on a real GPU."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +10,22 @@ import numpy as np
 import pytest
 from emulated_gpu import stand_ins
 
-from jaxserve.pallas_kernels.ragged_paged_attention import gpu, op, tuned
-from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, make_arrays
+from jaxserve.pallas_kernels.ragged_paged_attention import gpu, gpu_attend, op, tuned
+from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, MODELS, Case, make_arrays, shapes_of
 
 HERE = {name: case for name, case in CASES.items() if case.kv_dtype is None and case.dtype != "float16"}
 TOLERANCE = 2e-2  # of weighted means of values of size 1: weights and results rounded to 8 bits
 
 
-@pytest.fixture(autouse=True)
-def emulated(monkeypatch):
-    for name, module in stand_ins().items():
-        monkeypatch.setattr(gpu, name, module)
+@pytest.fixture
+def on_hopper(monkeypatch):
     monkeypatch.setattr(gpu, "compute_capability", lambda: "9.0")
+
+
+@pytest.fixture
+def emulated(monkeypatch, on_hopper):
+    for name, module in stand_ins().items():
+        monkeypatch.setattr(gpu_attend, name, module)
 
 
 def attend(case: Case, impl: str, seed: int = 0):
@@ -56,13 +61,70 @@ def assert_equals_the_formula(case: Case, seed: int = 0) -> None:
     np.testing.assert_allclose(lse[:real], expected_lse[:real], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("name", HERE)
 def test_equals_the_formula(name: str):
     assert_equals_the_formula(HERE[name])
 
 
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("parts", [2, 3, 7])
 @pytest.mark.parametrize("name", ["decode past several chunks", "window past several chunks", "sinks", "mixed"])
 def test_parts_of_a_context_are_merged(name: str, parts: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuned, "gpu_parts", lambda num_programs, most_keys: parts)
     assert_equals_the_formula(HERE[name])
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
+def test_random_shapes(seed: int, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(seed)
+    kv_heads = int(rng.choice([1, 2]))
+    lengths = [int(rng.integers(0, 40 if rng.random() < 0.6 else 500)) for _ in range(rng.integers(1, 9))]
+    rows = tuple((n, 0 if n == 0 else 1 if rng.random() < 0.5 else int(rng.integers(1, n + 1))) for n in lengths)
+    monkeypatch.setattr(tuned, "gpu_parts", lambda num_programs, most_keys: int(rng.integers(1, 5)))
+    case = Case(
+        rows=rows,
+        num_kv_heads=kv_heads,
+        num_heads=kv_heads * int(rng.choice([1, 2, 7])),
+        head_size=int(rng.choice([16, 64, 80, 128])),
+        page_size=int(rng.choice([8, 16, 64, 128, 256])),
+        window=None if rng.random() < 0.5 else int(rng.integers(1, 300)),
+        has_sinks=bool(rng.random() < 0.3),
+        padding=int(rng.integers(0, 9)),
+    )
+    assert_equals_the_formula(case, seed)
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("rows", [(64, 64), (1020, 64)])
+@pytest.mark.parametrize("model", MODELS)
+def test_becomes_a_kernel_for_hopper(model: str, rows: tuple[int, int]):
+    """As far as this can be told without NVIDIA's compiler, for which see `test_gpu_compiler.py`."""
+    arrays, options = shapes_of(MODELS[model], num_tokens=rows[0], num_rows=rows[1])
+    jitted = jax.jit(functools.partial(op.ragged_paged_attention, **options, impl="gpu"))
+    assert "mosaic_gpu" in jitted.trace(**arrays).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (CASES["decode"], "16-bit floats"),
+        (CASES["int8 pool of a bfloat16 model"], "16-bit floats"),
+        (dataclasses.replace(CASES["bfloat16"], head_size=40), "multiple of 16"),
+        (dataclasses.replace(CASES["bfloat16"], page_size=4), "at least 8"),
+        (dataclasses.replace(CASES["bfloat16"], num_heads=65, num_kv_heads=1), "at most 64"),
+    ],
+)
+def test_refusals(case: Case, reason: str):
+    with pytest.raises(NotImplementedError, match=reason):
+        attend(case, "gpu")
+
+
+@pytest.mark.parametrize("capability", ["8.0", "10.0", ""])
+def test_other_chips_are_refused(capability: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "compute_capability", lambda: capability)
+    with pytest.raises(NotImplementedError, match="Hopper"):
+        attend(CASES["bfloat16"], "gpu")

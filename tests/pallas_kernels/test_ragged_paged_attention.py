@@ -8,12 +8,11 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxserve.pallas_kernels import interpreter
-from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op
-from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, make_arrays
-from jaxserve.pallas_kernels.ragged_paged_attention.comparison import call, compare, random_case
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu
+from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, make_arrays
+from jaxserve.pallas_kernels.ragged_paged_attention.comparison import call
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
-
-BACKENDS = [name for name in op.IMPLEMENTATIONS if name not in ("ref", "gpu")]  # "gpu": see test_gpu_kernel.py
+from tests.pallas_kernels.attention import BACKENDS, assert_equals_the_formula, refuses
 
 
 @pytest.fixture(autouse=True)
@@ -26,25 +25,9 @@ def native_or_skip(request, native_folder, monkeypatch):
         pytest.skip(reason)
 
 
-def refuses(impl: str, case: Case) -> bool:
-    """Whether an implementation refuses a case; `test_refusals` holds it to that."""
-    kv_dtype = case.kv_dtype or case.dtype
-    if impl == "cpu":
-        return kv_dtype != case.dtype or case.dtype == "float16"
-    if impl == "tpu":
-        return "float16" in (case.dtype, kv_dtype) or case.page_size % (32 // jnp.dtype(kv_dtype).itemsize) != 0
-    return False
-
-
 PAIRS = [(name, impl) for impl in BACKENDS for name in CASES]
 TAKEN = [(name, impl) for name, impl in PAIRS if not refuses(impl, CASES[name])]
 NARROW = [(name, impl) for name, impl in TAKEN if jnp.dtype(CASES[name].dtype).itemsize < 4 and impl != "tpu"]
-
-
-def assert_equals_the_formula(case: Case, impl: str, seed: int = 0) -> None:
-    arrays = make_arrays(case, seed)
-    expected, results = (call(case, arrays, name, wants_lse=True) for name in ("ref", impl))
-    assert compare(case, results, expected).fault == ""
 
 
 @pytest.mark.parametrize(("name", "impl"), TAKEN)
@@ -65,15 +48,6 @@ def test_a_pool_stored_as_bits_gives_the_same(name: str, impl: str):
 def test_refusals(name: str, impl: str):
     with pytest.raises(NotImplementedError):
         call(CASES[name], make_arrays(CASES[name]), impl)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("seed", "impl"),
-    [(seed, impl) for impl in BACKENDS for seed in range(20 if impl == "tpu" else 60)],  # interpreted: seconds each
-)
-def test_random_shapes(seed: int, impl: str):
-    assert_equals_the_formula(random_case(seed), impl, seed)
 
 
 def test_the_reference_by_hand():
