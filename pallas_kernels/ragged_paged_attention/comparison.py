@@ -75,7 +75,8 @@ def call(
     if as_bits:
         inputs["pages_pkbd"] = jax.lax.bitcast_convert_type(inputs["pages_pkbd"], f"uint{kv_dtype.itemsize * 8}")
     run = make_program(impl, case.window, case.soft_cap, case.max_q_len, str(kv_dtype), wants_lse)
-    return Results(*(None if x is None else np.asarray(x, np.float32) for x in run(inputs)))
+    out_tnh, pages_pkbd, lse_tn = run(inputs)
+    return Results(_float32(out_tnh), _float32(pages_pkbd), None if lse_tn is None else _float32(lse_tn))
 
 
 def compare(case: Case, results: Results, expected: Results) -> Comparison:
@@ -96,6 +97,10 @@ def compare(case: Case, results: Results, expected: Results) -> Comparison:
     elif not lse_error <= lse_allowed:
         fault = f"lse is wrong by {lse_error:.2g}, allowed is {lse_allowed:.2g}"
     return Comparison(error, lse_error, fault)
+
+
+def _float32(x: jax.Array) -> np.ndarray:
+    return np.asarray(x, np.float32)
 
 
 def _largest(x: np.ndarray) -> float:
