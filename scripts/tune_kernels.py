@@ -6,7 +6,7 @@
     python scripts/tune_kernels.py --models llama-3-8b --write      # keeps what is found in tuned.json
 
 From what the rule says, one number after the other is made larger and smaller, as long as that gains at least --least
-(3 %). A choice must gain that on the mean of several lengths; what gains nothing stays with the rule.
+(3 %) on the mean of several lengths, and loses no more than that at any of them. What gains nothing stays with the rule.
 
 By timing: loops of calls on the device, medians of five. By schedule: see `scripts/tuning/schedule.py` for
 what is estimated, and from what. An estimate is no measurement, and each entry says which of the two it is.

@@ -40,6 +40,17 @@ def test_what_gains_little_stays_with_the_rule():
     assert (found[0]["choice"], found[0]["gain"], found[0]["tried"]) == (128, 0.0, 3)
 
 
+def test_what_some_lengths_pay_for_is_not_taken():
+    def judged(choices):
+        chunk = choices.get("chunk()", 128)
+        return climb.Judged({"short": chunk, "long": 100 - chunk / 10}, {(CHIP, "chunk()"): chunk})
+
+    first, second = judged({}), judged({"chunk()": 64})
+    assert climb.gain(first, second) > 0.3 > 0 > climb.worst(first, second)
+    found = list(climb.search(climb.Judge(judged, "schedule", "a model", {}), least=0.03, known={}))
+    assert found[0]["choice"] == 128
+
+
 def test_each_number_of_a_tuple_is_tried_and_what_cannot_be_is_passed_over():
     def cost(answers):
         workers, keys = answers["block()"]
