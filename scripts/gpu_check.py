@@ -2,7 +2,7 @@
 """Checks jaxserve on an NVIDIA GPU, and measures it: kernels against the formula, kernels against others', the engine.
 
     python scripts/gpu_check.py                          # everything; most of the time is spent compiling
-    python scripts/gpu_check.py --quick                  # fewer shapes and seeds
+    python scripts/gpu_check.py --quick                  # fewer shapes and draws
     python scripts/gpu_check.py --only cases --backends gpu
     python scripts/gpu_check.py --rehearse               # on a CPU, tiny: tries this script, measures nothing
 
@@ -65,7 +65,7 @@ def cases(args: argparse.Namespace) -> list[Result]:
     """See `scripts/gpu/cases.py`."""
     from scripts.gpu import cases
 
-    return _ask(args, "cases", cases.items(args.backends, args.seeds, is_rehearsal=args.rehearse))
+    return _ask(args, "cases", cases.items(args.backends, args.draws, is_rehearsal=args.rehearse))
 
 
 def kernels(args: argparse.Namespace) -> list[Result]:
@@ -95,9 +95,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=words, default=list(SECTIONS), help=f"of {','.join(SECTIONS)}")
     parser.add_argument("--backends", type=words, help="of ours; default: all that are tried on a GPU")
-    parser.add_argument("--quick", action="store_true", help="fewer shapes and seeds")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and draws")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny shapes")
-    parser.add_argument("--seeds", type=int, help="random cases (default: 12; 3 when quick)")
+    parser.add_argument("--draws", type=int, help="draws of each random case (default: 4; 1 when quick)")
     parser.add_argument("--page-size", type=int, default=32, help="tokens per page in measurements (default: 32)")
     parser.add_argument("--torch", metavar="PYTHON", help="interpreter that has torch (default: this one)")
     parser.add_argument("--results", type=Path, help="JSON lines are appended here")
@@ -106,8 +106,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if unknown := [name for name in args.only if name not in SECTIONS]:
         parser.error(f"unknown: {', '.join(unknown)}; there are: {', '.join(SECTIONS)}")
-    if args.seeds is None:
-        args.seeds = 1 if args.rehearse else 3 if args.quick else 12
+    if args.draws is None:
+        args.draws = 1 if args.rehearse or args.quick else 4
     if args.results is None and not args.rehearse:
         args.results = RESULTS
     return args
@@ -115,7 +115,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _ask(args: argparse.Namespace, section: str, items: Sequence[str]) -> list[Result]:
     """Have children do the items; say what comes."""
-    command = [sys.executable, __file__, f"--child={section}", f"--seeds={args.seeds}", f"--page-size={args.page_size}"]
+    command = [sys.executable, __file__, f"--child={section}", f"--draws={args.draws}", f"--page-size={args.page_size}"]
     command += [f"--{name}" for name in ("quick", "rehearse") if getattr(args, name)]
     command += [f"--backends={','.join(args.backends)}"] if args.backends else []
     command += [f"--torch={args.torch}"] if args.torch else []

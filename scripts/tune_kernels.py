@@ -6,7 +6,7 @@
     python scripts/tune_kernels.py --models llama-3-8b --write      # keeps what is found in tuned.json
 
 From what the rule says, one number after the other is made larger and smaller, as long as that gains at least --least
-(3 %). A choice must gain that on the mean of several lengths; what gains nothing stays with the rule.
+(3 %) on the mean of several lengths, and loses no more than that at any of them. What gains nothing stays with the rule.
 
 By timing: loops of calls on the device, medians of five. By schedule: see `scripts/tuning/schedule.py` for
 what is estimated, and from what. An estimate is no measurement, and each entry says which of the two it is.
@@ -69,7 +69,7 @@ def _write(found: list[dict[str, Any]]) -> None:
     entries = json.loads(path.read_text()) if path.exists() else {}
     for entry in found:
         about = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "command": record.command(), "commit": record.commit()}
-        facts = {name: entry[name] for name in ("choice", "rule", "gain", "by", "versions")}
+        facts = {name: entry[name] for name in ("choice", "rule", "gain", "speedups", "by", "versions")}
         entries.setdefault(entry["chip"], {})[entry["question"]] = facts | about
     ordered = {chip: dict(sorted(questions.items())) for chip, questions in sorted(entries.items())}
     path.write_text(json.dumps(ordered, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The search: from what the rule says to something better, one number at a time."""
+"""The search: from what the rule says to something better at some lengths and worse at none, one number at a time."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +59,7 @@ def search(judge: Judge, *, least: float, known: dict[Question, Any]) -> Iterato
             matters |= judged.costs != before.costs
             if not matters:
                 break  # the same to the last digit: another kernel's question
-            if gain(best, judged) >= least:
+            if gain(best, judged) >= least and worst(best, judged) >= -least:
                 best, current, choices[question] = judged, value, value
         if not matters:
             idle.add(question)
@@ -72,6 +72,7 @@ def search(judge: Judge, *, least: float, known: dict[Question, Any]) -> Iterato
             "rule": rule,
             "choice": current,
             "gain": round(gain(before, best), 3),
+            "speedups": {name: round(cost / best.costs[name], 3) for name, cost in before.costs.items()},
             "tried": len(seen),
             "by": judge.by,
             "versions": judge.versions,
@@ -82,6 +83,11 @@ def gain(before: Judged, after: Judged) -> float:
     """How much faster, as a geometric mean over what both know: 0.03 is 3 %."""
     logs = [math.log(before.costs[name] / after.costs[name]) for name in before.costs]
     return math.exp(sum(logs) / len(logs)) - 1
+
+
+def worst(before: Judged, after: Judged) -> float:
+    """The least gain of all; negative for a loss."""
+    return min(before.costs[name] / after.costs[name] for name in before.costs) - 1
 
 
 def neighbours(value: Any, *, by_one: bool) -> list[Any]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxserve.pallas_kernels.ragged_paged_attention import op
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import Case, make_arrays
-from jaxserve.pallas_kernels.ragged_paged_attention.comparison import call, compare, program
+from jaxserve.pallas_kernels.ragged_paged_attention.comparison import Program, call, compare, program
 
 # What runs here. "gpu": see test_gpu_kernel.py; "triton": an extra of test_ragged_paged_attention.py.
 BACKENDS = [name for name in op.IMPLEMENTATIONS if name not in ("ref", "gpu", "triton")]
@@ -23,7 +23,7 @@ def refuses(impl: str, case: Case) -> bool:
 
 
 def assert_equals_the_formula(
-    case: Case, impl: str, seed: int = 0, make_program: Callable[..., Callable] = program
+    case: Case, impl: str, seed: int = 0, make_program: Callable[..., Program] = program
 ) -> None:
     """Output, pool and lse of an implementation are those of `ref`, and nothing that is NaN was read."""
     arrays = make_arrays(case, seed)

@@ -80,19 +80,18 @@ def test_a_section_whose_processes_all_die_ends(ask):
 def test_wrong_results_are_found(what: str):
     case = CASES["mixed"]
     expected = comparison.call(case, make_arrays(case), "ref", wants_lse=True)
-    out, pages, lse = (x.copy() for x in expected)
-    assert comparison.compare(case, (out, pages, lse), expected).fault == ""
+    results = comparison.Results(*(x.copy() for x in expected))
+    assert comparison.compare(case, results, expected).fault == ""
     if what == "output":
-        out[3, 1, 2] += 1e-3
+        results.out_tnh[3, 1, 2] += 1e-3
     elif what == "lse":
-        lse[5, 0] += 1e-3
+        results.lse_tn[5, 0] += 1e-3
     elif what == "pool":
-        pages[2, 1, 3, 4] = 7.0
+        results.pages_pkbd[2, 1, 3, 4] = 7.0
     else:
-        out[-1, 0, 0] = float("nan")  # of padding
-    assert {"output": "output", "lse": "lse", "pool": "pool", "nan": "read"}[what] in comparison.compare(
-        case, (out, pages, lse), expected
-    ).fault
+        results.out_tnh[-1, 0, 0] = float("nan")  # of padding
+    fault = comparison.compare(case, results, expected).fault
+    assert {"output": "output", "lse": "lse", "pool": "pool", "nan": "read"}[what] in fault
 
 
 def test_a_scenario_counts_bytes_and_operations():

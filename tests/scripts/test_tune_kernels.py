@@ -32,11 +32,23 @@ def test_a_number_is_followed_as_long_as_that_gains():
     found = list(climb.search(judge(lambda a: abs(a["chunk()"] - 1000) + 100, {"chunk()": 128}), least=0.03, known={}))
     assert [(one["question"], one["rule"], one["choice"]) for one in found] == [("chunk()", 128, 1024)]
     assert found[0]["gain"] == pytest.approx(972 / 124 - 1, abs=1e-3)
+    assert found[0]["speedups"] == {"100": pytest.approx(972 / 124, abs=1e-3)}
 
 
 def test_what_gains_little_stays_with_the_rule():
     found = list(climb.search(judge(lambda a: 100 - a["tile()"] / 128, {"tile()": 128}), least=0.03, known={}))
     assert (found[0]["choice"], found[0]["gain"], found[0]["tried"]) == (128, 0.0, 3)
+
+
+def test_what_some_lengths_pay_for_is_not_taken():
+    def judged(choices):
+        chunk = choices.get("chunk()", 128)
+        return climb.Judged({"short": chunk, "long": 100 - chunk / 10}, {(CHIP, "chunk()"): chunk})
+
+    first, second = judged({}), judged({"chunk()": 64})
+    assert climb.gain(first, second) > 0.3 > 0 > climb.worst(first, second)
+    found = list(climb.search(climb.Judge(judged, "schedule", "a model", {}), least=0.03, known={}))
+    assert found[0]["choice"] == 128
 
 
 def test_each_number_of_a_tuple_is_tried_and_what_cannot_be_is_passed_over():
