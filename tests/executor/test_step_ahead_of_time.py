@@ -1,4 +1,4 @@
-"""The whole step of real models, compiled for chips that are not here, with the pool as large as the engine would make it."""
+"""The whole step of real models, compiled for chips that are not here, with the pool that the engine would make."""
 
 import functools
 
