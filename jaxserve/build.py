@@ -172,7 +172,8 @@ def _dtypes(config: EngineConfig, cfg: ModelConfig) -> tuple[jnp.dtype, jnp.dtyp
     if name not in ("float32", "bfloat16", "float16"):
         raise CheckpointError(f"the checkpoint's dtype {name!r} is not supported", remedy="Choose one with dtype=")
     dtype = jnp.dtype(name)
-    return dtype, dtype if config.kv_cache_dtype == "auto" else jnp.dtype(config.kv_cache_dtype)
+    kv_name = {"auto": name, "fp8": "float8_e4m3fn"}.get(config.kv_cache_dtype, config.kv_cache_dtype)
+    return dtype, jnp.dtype(kv_name)
 
 
 def _check_attention(backend: str | None) -> None:

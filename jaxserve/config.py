@@ -42,7 +42,9 @@ class EngineConfig:
     """Every engine option, under vLLM's names where it has one. `None` means: chosen when the model is loaded."""
 
     dtype: str = option("auto", "number format of weights and activations; auto: the checkpoint's own", DTYPES)
-    kv_cache_dtype: str = option("auto", "number format of cached keys and values; auto: as dtype", DTYPES)
+    kv_cache_dtype: str = option(
+        "auto", "number format of cached keys and values; auto: as dtype; fp8: float8_e4m3fn", (*DTYPES, "fp8")
+    )
     load_format: str = option("auto", "auto: read safetensors; dummy: random weights made on the device", LOAD_FORMATS)
     max_model_len: int | None = option(None, "longest sequence in tokens, prompt and answer; default: the model's own")
     max_num_seqs: int = option(32, "most sequences running at once")

@@ -13,7 +13,7 @@ from jaxserve.errors import ConfigError
 REFUSED = [
     ("dtype", "float64", "dtype='float64' must be one of auto, float32, bfloat16, float16"),
     ("dtype", None, "dtype=None"),
-    ("kv_cache_dtype", "fp8", "kv_cache_dtype='fp8'"),
+    ("kv_cache_dtype", "int3", "kv_cache_dtype='int3'"),
     ("load_format", "pickle", "load_format='pickle' must be one of auto, dummy"),
     ("scheduling_policy", "sjf", "scheduling_policy='sjf' must be one of fcfs, priority"),
     ("max_model_len", 0, "max_model_len=0 must be a positive whole number"),

@@ -215,6 +215,8 @@ def test_bad_options_are_refused_before_weights_are_read(folder: Path):
         LLM(folder, max_model_len=512, num_kv_blocks=10, block_size=8)
     with pytest.raises(ConfigError, match="attention_backend='flash' does not exist"):
         LLM(folder, attention_backend="flash")
+    with pytest.raises(ConfigError, match=r"attention_backend='gpu' cannot run this model here: .*Hopper"):
+        LLM(folder, attention_backend="gpu")
     with pytest.raises(CheckpointError, match="no folder"):
         LLM("no/such/folder")
 
@@ -402,6 +404,19 @@ def test_narrow_floats_stay_close(folder: Path, golden, dtype: str):
     errors = [abs(t[ids[i + 1]].logprob - logprobs[i, ids[i + 1]]) for i, t in enumerate(output.prompt_logprobs[1:])]
     assert np.median(errors) < 0.1
     assert engine.metrics()["dtype"] == dtype
+
+
+@pytest.mark.slow
+def test_a_float8_pool_takes_a_quarter_and_stays_close():
+    options = OPTIONS | {"num_kv_blocks": 64, "max_model_len": 256}
+    exact, rounded = (LLM("tiny", kv_cache_dtype=name, **options) for name in ("auto", "fp8"))
+    assert rounded.metrics()["kv_cache_dtype"] == "float8_e4m3fn"
+    assert rounded.metrics()["attention_backend"] == "xla"
+    assert rounded.metrics()["kv_pool_bytes"] * 4 == exact.metrics()["kv_pool_bytes"]
+    begin, rest = "def add(a, b):\n    ", '"""Return the sum of both arguments."""\n    return a + b\n'
+    logprobs = [engine.score(begin, [rest])[0].token_logprobs for engine in (exact, rounded)]
+    errors = np.abs(np.subtract(*logprobs))
+    assert 0 < np.median(errors) < 0.1, errors
 
 
 def test_our_own_kernels_give_the_same_model(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ leave two live users of one buffer, and XLA would copy it before the next write.
 stored as bits: XLA on CPU converts a whole bfloat16 pool to float32 to update a few rows of it.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -103,7 +104,10 @@ def _absorb(state: _Softmax, call: _Call, q, k, v, seen) -> _Softmax:
     does see shrinks those to exactly zero, so no second mask is needed.
     """
     batch = ((0, 1), (0, 1))
-    scores = lax.dot_general(q, k, (((3,), (3,)), batch), preferred_element_type=jnp.float32) * call.options.scale
+    # On a GPU the default for float32 is 10 bits.
+    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    multiply = functools.partial(lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
+    scores = multiply(q, k, (((3,), (3,)), batch)) * call.options.scale
     if call.extras.kv_scale_2k is not None:
         scores = scores * call.extras.kv_scale_2k[0][None, :, None, None]
     if call.options.soft_cap is not None:
@@ -112,7 +116,7 @@ def _absorb(state: _Softmax, call: _Call, q, k, v, seen) -> _Softmax:
     top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
     weights = jnp.exp(scores - top[..., None]).astype(v.dtype)
     shrink = jnp.exp(state.top - top)
-    added = lax.dot_general(weights, v, (((3,), (2,)), batch), preferred_element_type=jnp.float32)
+    added = multiply(weights, v, (((3,), (2,)), batch))
     return _Softmax(
         top=top,
         total=state.total * shrink + jnp.sum(weights, axis=-1, dtype=jnp.float32),
