@@ -19,7 +19,7 @@ def free_host_bytes() -> int:
 
 def step_bytes(cfg: ModelConfig, num_tokens: int, num_rows: int, itemsize: int) -> int:
     """Most that one step holds besides weights and pool: sampler state, logits three times over, and one layer's widest
-    activations. Generous: compilers need half of it (`tests/executor/test_tpu_step.py` compares)."""
+    activations. Generous: compilers need half of it (`tests/executor/test_step_ahead_of_time.py` compares)."""
     vocabulary = num_rows * cfg.vocab_size
     state, logits = 8 * vocabulary, 3 * 4 * vocabulary
     heads = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_size

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 
+from jaxserve.pallas_kernels.platform import compute_capability
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -68,9 +70,9 @@ class Table:
 
 def chip() -> str:
     """What a program is compiled for: a TPU's kind ("TPU v5 lite"), a GPU's compute capability ("sm_90"), "cpu"."""
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    capability = getattr(device, "compute_capability", None)
-    return f"sm_{str(capability).replace('.', '')}" if capability else device.device_kind
+    if capability := compute_capability():
+        return f"sm_{capability.replace('.', '')}"
+    return (jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]).device_kind
 
 
 def _as(annotation: Any, found: Any) -> Any:

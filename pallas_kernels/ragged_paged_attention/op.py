@@ -9,11 +9,18 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserve.pallas_kernels.dispatch import dispatch
 from jaxserve.pallas_kernels.platform import target_platform
-from jaxserve.pallas_kernels.ragged_paged_attention import checks, cpu, gpu, ref, tpu, xla
+from jaxserve.pallas_kernels.ragged_paged_attention import checks, cpu, gpu, ref, tpu, triton, xla
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
 
-IMPLEMENTATIONS = {"tpu": tpu.attend, "gpu": gpu.attend, "cpu": cpu.attend, "xla": xla.attend, "ref": ref.attend}
-ORDER = {"tpu": ("tpu", "xla"), "gpu": ("gpu", "xla"), "cpu": ("cpu", "xla")}  # what is tried, by platform
+IMPLEMENTATIONS = {
+    "tpu": tpu.attend,
+    "gpu": gpu.attend,
+    "triton": triton.attend,
+    "cpu": cpu.attend,
+    "xla": xla.attend,
+    "ref": ref.attend,
+}
+ORDER = {"tpu": ("tpu", "xla"), "gpu": ("gpu", "triton", "xla"), "cpu": ("cpu", "xla")}  # what is tried, by platform
 
 
 def ragged_paged_attention(
@@ -60,8 +67,8 @@ def ragged_paged_attention(
         bits is faster on CPU; see `xla.py`.
       wants_lse: also return the logarithm of each softmax's denominator (static), with which partial results over parts of
         the context can be merged; -1e30 or less where a query saw nothing.
-      impl: "tpu" (Pallas), "gpu" (Pallas for NVIDIA Hopper), "cpu" (C++ with AVX-512), "xla", "ref", or None for the first
-        that takes the case (static).
+      impl: "tpu" (Pallas), "gpu" (Pallas for NVIDIA Hopper), "triton" (other NVIDIA GPUs, through jax-triton, one device),
+        "cpu" (C++ with AVX-512), "xla", "ref", or None for the first that takes the case (static).
 
     Returns: float[t n h] in q's dtype (softmax and sums are computed in float32), the pool, and f32[t n] if wanted.
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxserve.pallas_kernels.ragged_paged_attention.tiles import row_of
+
 
 class Rows(NamedTuple):
     """Where the tokens of each row lie."""
@@ -20,9 +22,7 @@ class Rows(NamedTuple):
 
     def of_token(self, num_tokens: int) -> jax.Array:
         """i32[t]; row of each token. Tokens past the last row get the last row."""
-        token_t = jnp.arange(num_tokens, dtype=jnp.int32)
-        row_t = jnp.searchsorted(self.q_start_s, token_t, side="right").astype(jnp.int32) - 1
-        return jnp.minimum(row_t, self.kv_len_s.shape[0] - 1)
+        return row_of(jnp.arange(num_tokens, dtype=jnp.int32), self.q_start_s[1:])
 
 
 class Extras(NamedTuple):

@@ -1,7 +1,8 @@
-"""Block sizes of the kernels: those in `tuned.json`, found by `scripts/tune_kernels.py`, and else by rules that follow the
-compilers' schedules (`scripts/kernel_report.py`). No timing on a chip has been made."""
+"""Block sizes of the kernels: those in `tuned.json`, found by `scripts/tune_kernels.py`, and else by rules that follow
+the compilers' schedules (`scripts/kernel_report.py`, `cubin.py`). No timing on a chip has been made."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from jax.experimental.pallas import tpu as pltpu
 
@@ -77,3 +78,45 @@ def gpu_parts(num_programs: int, most_keys: int) -> int:
     its start (about 2 us, in which a processor copies 50 kB) weighs more than its work."""
     wanted = -(-2 * _HOPPER_PROCESSORS // num_programs)
     return max(min(wanted, most_keys // 512, 64), 1)
+
+
+class TritonBlock(NamedTuple):
+    """How one program of a Triton kernel works."""
+
+    queries: int  # query rows of one KV head
+    keys: int  # in a chunk
+    num_warps: int
+    num_stages: int  # chunks in flight
+
+
+@table
+def triton_block(
+    capability: int, dot_dtype: str, kv_dtype: str, group: int, width: int, *, is_decode: bool
+) -> TritonBlock:
+    """For a group of query heads per KV head and a head size, both padded to powers of two.
+
+    As large as the registers allow: the next larger block spills. Converting what the pool holds takes registers too.
+    """
+    is_converted = kv_dtype != dot_dtype
+    if dot_dtype == "float32":  # multiplied outside the matrix units, from registers
+        queries = max(group, 16 if width > 128 else 1 if is_decode else 32)
+        return TritonBlock(queries, 16, 4 if is_decode and width <= 128 else 8, 1 if is_converted else 2)
+    if is_decode:
+        return TritonBlock(max(group, 16), 32 if is_converted or width > 128 else 64, 4, 3)
+    queries = 64 if is_converted or width > 128 else 128
+    # Factors and sums of Hopper's and Blackwell's products take fewer registers.
+    accumulates_apart = 90 <= capability < 120
+    keys = 64 if width <= 64 or (width <= 128 and accumulates_apart) else 32
+    return TritonBlock(max(group, queries), keys, 8, 3)
+
+
+@table
+def triton_least_split(keys: int) -> int:
+    """Fewest keys in a split of a decode's context, when a chunk has so many."""
+    return 4 * keys
+
+
+@table
+def triton_splits(num_cores: int, num_kv_heads: int) -> int:
+    """Splits over all decodes: with the KV heads, four programs for each of a chip's cores."""
+    return -(-4 * num_cores // num_kv_heads)

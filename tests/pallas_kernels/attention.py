@@ -1,4 +1,4 @@
-"""Running cases of ragged paged attention on any implementation."""
+"""Which cases of ragged paged attention an implementation takes on this machine, and whether it does them right."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,8 @@ from jaxserve.pallas_kernels.ragged_paged_attention import op
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import Case, make_arrays
 from jaxserve.pallas_kernels.ragged_paged_attention.comparison import Program, call, compare, program
 
-BACKENDS = [name for name in op.IMPLEMENTATIONS if name not in ("ref", "gpu")]  # "gpu": see test_gpu_kernel.py
+# What runs here. "gpu": see test_gpu_kernel.py; "triton": an extra of test_ragged_paged_attention.py.
+BACKENDS = [name for name in op.IMPLEMENTATIONS if name not in ("ref", "gpu", "triton")]
 
 
 def refuses(impl: str, case: Case) -> bool:

@@ -5,16 +5,16 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from emulated_gpu import stand_ins
 
 from jaxserve.pallas_kernels.ragged_paged_attention import gpu, gpu_attend, op, tuned
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, MODELS, Case, make_arrays, shapes_of
+from jaxserve.pallas_kernels.ragged_paged_attention.comparison import call
+from tests.pallas_kernels import attention
 
 HERE = {name: case for name, case in CASES.items() if case.kv_dtype is None and case.dtype != "float16"}
-TOLERANCE = 2e-2  # of weighted means of values of size 1: weights and results rounded to 8 bits
 
 
 @pytest.fixture
@@ -28,37 +28,8 @@ def emulated(monkeypatch, on_hopper):
         monkeypatch.setattr(gpu_attend, name, module)
 
 
-def attend(case: Case, impl: str, seed: int = 0):
-    """Output, pool and lse as float32 arrays, and how many tokens there are."""
-    arrays = make_arrays(case, seed)
-    dtype = jnp.dtype(case.dtype)
-    narrow = {name: jnp.asarray(arrays[name], dtype) for name in ("q_tnh", "k_tkh", "v_tkh", "pages_pkbd")}
-    options = {
-        "scale": 0.3,
-        "window": case.window,
-        "soft_cap": case.soft_cap,
-        "max_q_len": 1 if max((q for _, q in case.rows), default=0) == 1 else None,
-        "wants_lse": True,
-        "impl": impl,
-    }
-
-    @jax.jit
-    def run(inputs):
-        done = op.ragged_paged_attention(**inputs, **options)
-        return [x.astype(jnp.float32) for x in done if x is not None]
-
-    out = run({name: jnp.asarray(x) for name, x in arrays.items()} | narrow)
-    return *(np.asarray(x) for x in out), arrays["q_start_s"][-1]
-
-
 def assert_equals_the_formula(case: Case, seed: int = 0) -> None:
-    case = dataclasses.replace(case, dtype="bfloat16")
-    expected, expected_pages, expected_lse, real = attend(case, "ref", seed)
-    out, pages, lse, _ = attend(case, "gpu", seed)
-    assert np.isfinite(out).all(), "a number that must not be read was read"
-    np.testing.assert_allclose(out[:real], expected[:real], atol=TOLERANCE, rtol=0)
-    np.testing.assert_array_equal(pages, expected_pages)
-    np.testing.assert_allclose(lse[:real], expected_lse[:real], atol=TOLERANCE, rtol=0)
+    attention.assert_equals_the_formula(dataclasses.replace(case, dtype="bfloat16"), "gpu", seed)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -120,11 +91,11 @@ def test_becomes_a_kernel_for_hopper(model: str, rows: tuple[int, int]):
 )
 def test_refusals(case: Case, reason: str):
     with pytest.raises(NotImplementedError, match=reason):
-        attend(case, "gpu")
+        call(case, make_arrays(case), "gpu")
 
 
 @pytest.mark.parametrize("capability", ["8.0", "10.0", ""])
 def test_other_chips_are_refused(capability: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpu, "compute_capability", lambda: capability)
     with pytest.raises(NotImplementedError, match="Hopper"):
-        attend(CASES["bfloat16"], "gpu")
+        call(CASES["bfloat16"], make_arrays(CASES["bfloat16"]), "gpu")

@@ -1,18 +1,28 @@
-"""Every implementation against the formula, with NaN wherever nothing may be read."""
+"""Every implementation against the formula, with NaN wherever nothing may be read.
+
+Triton's kernels run in its interpreter, which takes its time: `pip install -e '.[dev,triton]'`, then
+
+    TRITON_INTERPRET=1 pytest -n auto -m triton tests/pallas_kernels/test_ragged_paged_attention.py
+"""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import triton_interpreter
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxserve.pallas_kernels import interpreter
-from jaxserve.pallas_kernels.ragged_paged_attention import cpu
-from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, make_arrays
-from jaxserve.pallas_kernels.ragged_paged_attention.comparison import call
+from jaxserve.pallas_kernels.ragged_paged_attention import cpu, op, triton
+from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, Case, make_arrays
+from jaxserve.pallas_kernels.ragged_paged_attention.comparison import call, tolerance
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 from tests.pallas_kernels.attention import BACKENDS, assert_equals_the_formula, refuses
+
+EVERYWHERE = [*BACKENDS, "triton"]
+CHIP = triton.Chip(89, 4)  # so few cores that some rows are split and some are not
 
 
 @pytest.fixture(autouse=True)
@@ -23,20 +33,31 @@ def native_or_skip(request, native_folder, monkeypatch):
     float32 = jnp.dtype("float32")
     if values.get("impl") == "cpu" and (reason := cpu.refusal(float32, float32, 64)):
         pytest.skip(reason)
+    if values.get("impl") == "triton":
+        pytest.importorskip("triton")
+        if reason := triton_interpreter.refusal():
+            pytest.skip(reason)
+        interpreted = functools.partial(triton.attend_on, CHIP, triton_interpreter.call)
+        monkeypatch.setitem(op.IMPLEMENTATIONS, "triton", interpreted)
 
 
-PAIRS = [(name, impl) for impl in BACKENDS for name in CASES]
+def marked(*values):
+    """Parameters of a test, the last being the implementation."""
+    return pytest.param(*values, marks=[pytest.mark.triton] if values[-1] == "triton" else [])
+
+
+PAIRS = [(name, impl) for impl in EVERYWHERE for name in CASES]
 TAKEN = [(name, impl) for name, impl in PAIRS if not refuses(impl, CASES[name])]
 NARROW = [(name, impl) for name, impl in TAKEN if jnp.dtype(CASES[name].dtype).itemsize < 4 and impl != "tpu"]
 
 
-@pytest.mark.parametrize(("name", "impl"), TAKEN)
+@pytest.mark.parametrize(("name", "impl"), [marked(*pair) for pair in TAKEN])
 def test_equals_the_formula(name: str, impl: str, capfd: pytest.CaptureFixture[str]):
     assert_equals_the_formula(CASES[name], impl)
     assert "RACE DETECTED" not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize(("name", "impl"), NARROW)
+@pytest.mark.parametrize(("name", "impl"), [marked(*pair) for pair in NARROW])
 def test_a_pool_stored_as_bits_gives_the_same(name: str, impl: str):
     arrays = make_arrays(CASES[name])
     plain, bits = (call(CASES[name], arrays, impl, as_bits=as_bits) for as_bits in (False, True))
@@ -44,10 +65,41 @@ def test_a_pool_stored_as_bits_gives_the_same(name: str, impl: str):
     np.testing.assert_array_equal(plain[1], bits[1])
 
 
-@pytest.mark.parametrize(("name", "impl"), [pair for pair in PAIRS if pair not in TAKEN])
+@pytest.mark.parametrize(("name", "impl"), [marked(*pair) for pair in PAIRS if pair not in TAKEN])
 def test_refusals(name: str, impl: str):
     with pytest.raises(NotImplementedError):
         call(CASES[name], make_arrays(CASES[name]), impl)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("impl", ["triton"])
+@pytest.mark.parametrize("capability", [75, 80])
+@pytest.mark.parametrize("name", ["bfloat16 window", "float8 pool"])
+def test_old_gpus_give_the_same(name: str, capability: int, impl: str, monkeypatch):
+    """No bfloat16 in matrix units before Ampere, no float8 before Ada."""
+    arrays = make_arrays(CASES[name])
+    expected = call(CASES[name], arrays, impl)
+    interpreted = functools.partial(triton.attend_on, triton.Chip(capability, 4), triton_interpreter.call)
+    monkeypatch.setitem(op.IMPLEMENTATIONS, "triton", interpreted)
+    out, pages, _ = call(CASES[name], arrays, impl)
+    np.testing.assert_allclose(out, expected[0], atol=tolerance(CASES[name]), rtol=0)
+    np.testing.assert_array_equal(pages, expected[1])
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("impl", ["triton"])
+def test_long_contexts_are_merged_from_many_splits(impl: str, monkeypatch):
+    """More than are read at once."""
+    interpreted = functools.partial(triton.attend_on, triton.Chip(89, 40), triton_interpreter.call)
+    monkeypatch.setitem(op.IMPLEMENTATIONS, "triton", interpreted)
+    case = Case(rows=((2100, 1), (3, 1), (40, 9)), num_kv_heads=1, num_heads=2, page_size=64, has_sinks=True)
+    assert_equals_the_formula(case, impl)
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+@pytest.mark.parametrize("impl", [marked(impl) for impl in EVERYWHERE if impl != "tpu"])
+def test_pages_may_hold_few_tokens(impl: str, page_size: int):
+    assert_equals_the_formula(dataclasses.replace(CASES["mixed"], page_size=page_size), impl)
 
 
 def test_the_reference_by_hand():

@@ -1,4 +1,4 @@
-"""The whole step of real models, compiled for TPUs that are not here, with the pool as large as the engine would make it."""
+"""The whole step of real models, compiled for chips that are not here, with the pool that the engine would make."""
 
 import functools
 
@@ -15,10 +15,15 @@ from jaxserve.models.config import dense_from_hf
 from jaxserve.models.kv import block_bytes, empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.models.spec import is_spec
-from jaxserve.pallas_kernels.ahead_of_time import compile_for, has_compiler, hbm_bytes
+from jaxserve.pallas_kernels.ahead_of_time import compile_for, has_compiler, has_gpu_compiler, hbm_bytes
 from jaxserve.sampling.sampler import empty_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")]
+ON_TPU = [pytest.mark.slow, pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")]
+ON_GPU = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not has_gpu_compiler(), reason="needs jax[cuda13]"),
+    pytest.mark.filterwarnings("ignore"),  # the plugin's, that there is no GPU
+]
 
 MODELS = {
     "llama-3.1-8b": {
@@ -57,15 +62,24 @@ DTYPE = jnp.dtype("bfloat16")
 RUNGS = {"decode": Rung(ROWS, ROWS, True), "mixed": Rung(TOKENS, ROWS, False)}
 OVER = pytest.mark.xfail(strict=True, reason="on TPU7x the compiler takes 1.2 GB for this step; not understood")
 CASES = [
-    (chip, model, rung)
-    for chip, model in (("v5e", "qwen3-4b"), ("v5p", "llama-3.1-8b"), ("v6e", "llama-3.1-8b"))
+    pytest.param(chip, model, rung, marks=ON_GPU if chip == "h100" else ON_TPU)
+    for chip, model in (
+        ("v5e", "qwen3-4b"),
+        ("v5p", "llama-3.1-8b"),
+        ("v6e", "llama-3.1-8b"),
+        ("h100", "llama-3.1-8b"),
+    )
     for rung in RUNGS
 ]
 
 
 @pytest.mark.parametrize(
     ("chip", "model", "rung_name"),
-    [*CASES, ("tpu7x", "llama-3.1-8b", "decode"), pytest.param("tpu7x", "llama-3.1-8b", "mixed", marks=OVER)],
+    [
+        *CASES,
+        pytest.param("tpu7x", "llama-3.1-8b", "decode", marks=ON_TPU),
+        pytest.param("tpu7x", "llama-3.1-8b", "mixed", marks=[*ON_TPU, OVER]),
+    ],
 )
 def test_the_step_fits_with_the_pool_that_is_planned(chip: str, model: str, rung_name: str):
     rung = RUNGS[rung_name]
