@@ -76,7 +76,7 @@ def chip() -> str:
 
 
 def _as(annotation: Any, found: Any) -> Any:
-    """JSON has no tuples, named or not."""
-    if not isinstance(found, list):
+    """As the rule answers: JSON has no tuples, and a search changes plain ones."""
+    if not isinstance(found, list | tuple):
         return found
     return annotation._make(found) if hasattr(annotation, "_make") else tuple(found)
