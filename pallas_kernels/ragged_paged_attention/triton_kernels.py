@@ -301,7 +301,7 @@ def _empty(sinks_n, head_q, index, shape: tl.constexpr):
         # Query rows past the last head are never stored; any sink will do for them.
         sink_q = tl.load(sinks_n + tl.minimum(head_q, shape.num_heads - 1)) * _LOG2E
         top_q = tl.where(index == 0, sink_q, top_q)
-        total_q = tl.where(index == 0, total_q + 1.0, total_q)
+        total_q += 1.0  # in other parts the first key shrinks this to nothing
     return tl.zeros([shape.queries, shape.width], tl.float32), top_q, total_q
 
 
