@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Chip -> the smallest slice the compiler knows by name. One device of it is compiled for.
 CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -38,11 +38,12 @@ def compile_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Compiled:
       RuntimeError: the compiler is missing.
     """
     device = _device(chip)
-    mesh = Mesh([device], ("device",))
+    axis = {"axis_names": ("device",), "axis_types": (AxisType.Auto,)}
+    mesh = Mesh([device], **axis)
     sharding = NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
     kind = AbstractDevice(platform="tpu", device_kind=device.device_kind, num_cores=device.num_cores or 1)
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), abstract_device=kind)):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), **axis, abstract_device=kind)):
         lowered = jitted.lower(*shapes)
     # Kept in the persistent cache it would be found again, but cannot be read without the chip.
     option = "jax_persistent_cache_min_compile_time_secs"
