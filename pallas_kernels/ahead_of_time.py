@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Chip -> the smallest slice the compiler knows by name. One device of it is compiled for.
 CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -105,9 +105,10 @@ def compile_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Compiled:
       RuntimeError: the compiler is missing.
     """
     device, kind = _gpu(chip) if chip in GPUS else _tpu(chip)
-    sharding = NamedSharding(Mesh([device], ("device",)), PartitionSpec())
+    axis = {"axis_names": ("device",), "axis_types": (AxisType.Auto,)}
+    sharding = NamedSharding(Mesh([device], **axis), PartitionSpec())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), abstract_device=kind)):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), **axis, abstract_device=kind)):
         lowered = jitted.lower(*shapes)
     with _unkept():
         return lowered.compile()

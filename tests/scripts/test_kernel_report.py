@@ -112,3 +112,11 @@ def test_decode_waits_for_memory_and_spills_nothing(chip: str):
     assert line["spills"] == line["fills"] == 0
     assert write["kernel"] == "write_pages"
     assert 0 < line["VMEM KB"] < 16 << 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
+@pytest.mark.parametrize(("chip", "bound"), [("v5e", 0.95), ("v6e", 0.75)])
+def test_prefill_stays_near_the_rate_of_the_matrix_units(chip: str, bound: float):
+    (line,) = tpu.lines(kernel_report.__file__, chip, "llama-3-8b", "mixed")
+    assert line["bound / core"] >= bound
