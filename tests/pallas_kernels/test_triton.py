@@ -33,7 +33,9 @@ def test_without_jax_triton_the_error_says_what_to_install():
 @pytest.mark.usefixtures("without_jax_triton")
 def test_without_jax_triton_a_gpu_runs_xla(monkeypatch):
     monkeypatch.setattr(op, "target_platform", lambda: "gpu")
-    assert op.chosen(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), 128) == "xla"
+    bfloat16 = jnp.dtype("bfloat16")
+    sizes = {"num_heads": 8, "num_kv_heads": 2, "head_size": 128, "page_size": 16}
+    assert op.chosen(**sizes, dtype=bfloat16, kv_dtype=bfloat16, pool_dtype=bfloat16) == "xla"
 
 
 def test_with_jax_triton_other_platforms_are_refused(monkeypatch):
