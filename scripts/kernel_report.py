@@ -3,7 +3,8 @@
 
     python scripts/kernel_report.py                                    # prints a Markdown table
     python scripts/kernel_report.py --chips v5e,v6e --models llama-3-8b
-    python scripts/kernel_report.py --chips h100                       # NVIDIA: needs pip install -e '.[gpu]', no GPU
+    python scripts/kernel_report.py --chips h100                       # Hopper: needs pip install -e '.[gpu]', no GPU
+    python scripts/kernel_report.py --chips sm_80,sm_89                # by Triton: needs pip install -e '.[triton]'
     python scripts/kernel_report.py --chips v5e --against HEAD~3       # what changed since a commit
     python scripts/kernel_report.py --write docs/kernels.md            # the document, and lines of JSON for the record
 
@@ -23,11 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks"), str(ROOT)]  # this checkout, whatever is installed
 
 import record  # noqa: E402
-from kernels import document, hopper, tpu  # noqa: E402
+from kernels import document, hopper, tpu, triton_gpus  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "kernels.jsonl"
 NOISE = {"compile s": 3.0}  # the compilers themselves always make the same
-SECTIONS = {"TPU": tpu, "Hopper": hopper}  # of the document: chips that one compiler knows
+SECTIONS = {
+    "TPU": tpu,
+    "Hopper": hopper,
+    "NVIDIA GPUs, Triton": triton_gpus,
+}  # of the document: chips that one compiler knows
 
 
 def lines_for(section: Any, chips: list[str], models: list[str], kernels: list[str]) -> list[dict[str, Any]]:
@@ -83,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--models", type=words, default=list(tpu.MODELS), help="names in ragged_paged_attention/cases.py"
     )
-    parser.add_argument("--kernels", type=words, default=list(tpu.KERNELS))
+    parser.add_argument(
+        "--kernels", type=words, default=[name for section in SECTIONS.values() for name in section.KERNELS]
+    )
     parser.add_argument(
         "--against", metavar="COMMIT", help="print what differs from the report of a commit, not the table"
     )
