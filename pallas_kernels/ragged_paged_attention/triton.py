@@ -152,7 +152,7 @@ def refusal() -> str:
     """Why nothing can be launched on this machine, or nothing."""
     try:
         _jax_triton()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # it uses what is private to JAX, which a new release may not have
         return f"jax-triton cannot be imported; {_INSTALL} ({error})"
     return "" if target_platform() == "gpu" and _chip() else "only NVIDIA GPUs"
 
