@@ -83,6 +83,7 @@ def compile_for(
       constants: the other arguments, by name.
     """
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -100,14 +101,17 @@ def compile_for(
     source = ASTSource(kernel, signature=signature, constexprs=values, attrs=attributes)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     begin = time.perf_counter()
-    with triton.knobs.compilation.scope():
-        triton.knobs.compilation.always_compile = True
+    with knobs.compilation.scope():
+        knobs.compilation.always_compile = True
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     compile_s = time.perf_counter() - begin
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, code = (_cuobjdump(triton, option, file.name) for option in ("--dump-resource-usage", "--dump-sass"))
+        usage, code = (
+            _cuobjdump(knobs.nvidia.cuobjdump.path, option, file.name)
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
     facts = dict(re.findall(r"\b(REG|STACK):(\d+)", usage))
     opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", code, re.MULTILINE)
     return Cubin(
@@ -119,6 +123,5 @@ def compile_for(
     )
 
 
-def _cuobjdump(triton: Any, option: str, path: str) -> str:
-    tool = triton.knobs.nvidia.cuobjdump.path
+def _cuobjdump(tool: str, option: str, path: str) -> str:
     return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout  # noqa: S603

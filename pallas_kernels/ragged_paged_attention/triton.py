@@ -28,6 +28,7 @@ from jaxserve.pallas_kernels.ragged_paged_attention import tuned
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, dot_dtype, to_pool
 
 _INSTALL = "pip install 'jaxserve[gpu,triton]'"
+_LEAST_ROWS = 64  # calls with fewer rows share their compiled kernels
 _MERGED = 16  # parts of a row that are read at once
 _WRITTEN = 4096  # numbers that one program of the writing kernel copies
 
@@ -151,7 +152,7 @@ def refusal() -> str:
     """Why nothing can be launched on this machine, or nothing."""
     try:
         _jax_triton()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # it uses what is private to JAX, which a new release may not have
         return f"jax-triton cannot be imported; {_INSTALL} ({error})"
     return "" if target_platform() == "gpu" and _chip() else "only NVIDIA GPUs"
 
@@ -216,7 +217,7 @@ def _shape(chip: Chip, q_tnh, pages_pkbd, rows: Rows, extras: Extras, options: O
         num_kv_heads=pages_pkbd.shape[1],
         head_size=q_tnh.shape[2],
         page_size=pages_pkbd.shape[2],
-        rows=_padded(len(rows.kv_len_s)),
+        rows=max(_padded(len(rows.kv_len_s)), _LEAST_ROWS),
         dot_dtype=_dot_dtype(chip, q_tnh.dtype, options.kv_dtype),
         kv_dtype=str(options.kv_dtype),
         has_float8=chip.capability >= 89,

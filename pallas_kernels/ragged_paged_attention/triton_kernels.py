@@ -73,7 +73,7 @@ def attend_tiles(
     kv_head = tl.program_id(1)
     q_len_r, _ = _lengths(q_start_s, kv_len_s, num_rows, shape)
     count_r = tl.where(q_len_r > 1, (q_len_r + shape.tokens - 1) // shape.tokens, 0)
-    row, index, _ = _find(count_r, tl.num_programs(0) - 1 - tl.program_id(0))
+    row, index = _find(count_r, tl.num_programs(0) - 1 - tl.program_id(0))
     if row >= num_rows:
         return
     token = tl.load(q_start_s + row) + index * shape.tokens
@@ -136,7 +136,7 @@ def attend_decodes(
     """One KV head of a split: a part of the context of a row with one query. Parts of a row with several go to `part_*`."""
     kv_head, split = tl.program_id(0), tl.program_id(1)
     span_r, size = _splits(q_start_s, kv_len_s, num_rows, shape)
-    row, index, _ = _find((span_r + size - 1) // size, split)
+    row, index = _find((span_r + size - 1) // size, split)
     if row >= num_rows:
         return
     token = tl.load(q_start_s + row)
@@ -226,15 +226,11 @@ def _lengths(q_start_s, kv_len_s, num_rows, shape: tl.constexpr):
 @triton.jit
 @no_type_check
 def _find(count_r, item):
-    """Row of an item of a list in which row r has count_r items, its place among those, and the place of its row's first.
-
-    Past the list's end the row is one that is none.
-    """
+    """Row of an item of a list in which row r has count_r items, and its place among those. Past the end: no real row."""
     end_r = tl.cumsum(count_r, 0)
     is_before_r = end_r <= item
     row = tl.sum(is_before_r.to(tl.int32), 0)
-    first = tl.sum(tl.where(is_before_r, count_r, 0), 0)
-    return row, item - first, first
+    return row, item - tl.sum(tl.where(is_before_r, count_r, 0), 0)
 
 
 @triton.jit
