@@ -160,16 +160,11 @@ def _kernel(
     row_i, block_i, q_start_s, kv_len_s, table, inputs: Inputs, _, sums: Sums, scratch: _Scratch, *, shape: Shape
 ):
     """One tile. Scores are kept in units of log2, because the chip has powers of two only."""
-    page_size, window = shape.page_size, shape.options.window
+    page_size = shape.page_size
     part, i, num_tiles = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
 
     def tile_of(i) -> _Tile:
-        row = row_i[i]
-        begin = jnp.maximum(q_start_s[row], block_i[i] * shape.tile)
-        end = jnp.minimum(q_start_s[row + 1], (block_i[i] + 1) * shape.tile)
-        position = kv_len_s[row] - (q_start_s[row + 1] - begin)
-        first_page = 0 if window is None else jnp.maximum(position - window + 1, 0) // page_size
-        return _Tile(row, begin, end, position, first_page, position + end - begin)
+        return _tile(row_i[i], block_i[i], q_start_s, kv_len_s, shape)
 
     def for_each_page(i, chunk, slot, act) -> None:
         tile = tile_of(i)
@@ -222,6 +217,16 @@ def _kernel(
     tokens = (tile.begin - block_i[i] * shape.tile, tile.end - block_i[i] * shape.tile)
     for head in range(shape.num_heads):
         _finish(head, sums, scratch, _scale_of(1, part, head, inputs, shape), is_first_visit, tokens, shape)
+
+
+def _tile(row, block, q_start_s, kv_len_s, shape: Shape) -> _Tile:
+    """What a row has in a block of tokens."""
+    window = shape.options.window
+    begin = jnp.maximum(q_start_s[row], block * shape.tile)
+    end = jnp.minimum(q_start_s[row + 1], (block + 1) * shape.tile)
+    position = kv_len_s[row] - (q_start_s[row + 1] - begin)
+    first_page = 0 if window is None else jnp.maximum(position - window + 1, 0) // shape.page_size
+    return _Tile(row, begin, end, position, first_page, position + end - begin)
 
 
 def _scale_of(which: int, part, head: int, inputs: Inputs, shape: Shape):
