@@ -47,10 +47,15 @@ class Shape(NamedTuple):
         return min(self.page_size, self.chunk)
 
     @property
+    def sum_columns(self) -> int:
+        """Columns of a part's sums that are written at once: all of wide heads would leave no room for two buffers."""
+        return 128 if self.head_size % 128 == 0 else self.head_size
+
+    @property
     def smem_bytes(self) -> int:
         """Shared memory of a program: queries, buffers, and sums of parts in float32."""
         rows = self.num_workers * WORKER_ROWS
-        sums = rows * self.head_size * 4 if self.num_parts > 1 else 0
+        sums = rows * self.sum_columns * 4 if self.num_parts > 1 else 0
         return rows * (self.head_size * 2 + 4) + sums + self.num_buffers * self.chunk_bytes
 
     @property
@@ -78,7 +83,7 @@ def attend_tiles(q, pages, rows: Rows, row_i, block_i, used_i, shape: Shape):
         "mended": plgpu.Barrier(num_arrivals=shape.num_workers),
     }
     if has_parts:
-        scratch["out_smem"] = _matrix((*q_rows, shape.head_size), out_dtype)
+        scratch["out_smem"] = _matrix((*q_rows, shape.sum_columns), out_dtype)
     return plgpu.kernel(
         functools.partial(_kernel, shape=shape),
         out_type=(
@@ -218,14 +223,21 @@ def _multiply(worker, q_ref, out_ref, lse_ref, scratch, span: _Span, shape: Shap
     acc, top, total = carry
     is_empty = total <= 0.0
     total = jnp.where(is_empty, 1.0, total)
-    out_smem = scratch["out_smem"].at[worker] if "out_smem" in scratch else q_smem
-    out_smem[...] = (acc / _over_columns(total, acc)).astype(out_smem.dtype)
+    sums = acc / _over_columns(total, acc)
     lse_smem = scratch["lse_smem"].at[worker]
     lse_smem[...] = jnp.where(is_empty, _MASKED, top * _LN2 + jnp.log(total))
     plgpu.commit_smem()
-    query = worker * shape.box
-    plgpu.copy_smem_to_gmem(out_smem.at[pl.ds(0, shape.box)], out_ref.at[i, head, part, pl.ds(query, shape.box)])
     plgpu.copy_smem_to_gmem(lse_smem, lse_ref.at[i, head, part, pl.ds(worker * WORKER_ROWS, WORKER_ROWS)])
+    out_smem = scratch["out_smem"].at[worker] if "out_smem" in scratch else q_smem
+    columns = out_smem.shape[1]
+    for column in range(0, shape.head_size, columns):
+        plgpu.wait_smem_to_gmem(0)
+        out_smem[...] = sums[:, column : column + columns].astype(out_smem.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(
+            out_smem.at[pl.ds(0, shape.box)],
+            out_ref.at[i, head, part, pl.ds(worker * shape.box, shape.box), pl.ds(column, columns)],
+        )
     plgpu.wait_smem_to_gmem(0)
 
 

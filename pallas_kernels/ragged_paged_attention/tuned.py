@@ -68,7 +68,8 @@ def gpu_blocks(head_size: int, *, is_decode: bool) -> tuple[int, int, int]:
     """
     num_workers, chunk = (1, 64) if is_decode else (2, 64 if head_size > 128 else 128)
     row_bytes = 2 * head_size
-    outside = num_workers * 64 * row_bytes * (3 if is_decode else 1) + (8 << 10)  # queries, sums of parts in float32
+    sums = 64 * 4 * (128 if head_size % 128 == 0 else head_size) if is_decode else 0  # of parts, in float32
+    outside = num_workers * 64 * row_bytes + sums + (8 << 10)
     return num_workers, chunk, min((_HOPPER_SMEM - outside) // (chunk * 2 * row_bytes), 5 if is_decode else 2)
 
 

@@ -29,6 +29,7 @@ SHAPES = MODELS | {
     "seven heads to one": ModelShape(num_heads=28, num_kv_heads=4),
 }
 ROWS = {"decode": (64, 64), "mixed": (1020, 64)}  # tokens, rows
+FEW = (2, 2)
 SPILLS = {
     ("gemma-2", "mixed")
 }  # 128 sums of a row in registers leave too few for the rest: about 100 bytes of a thread
@@ -36,7 +37,7 @@ SPILLS = {
 
 def compile_attention(shape: ModelShape, rows: str, **others):
     """The compiled call, and the bytes of its pool."""
-    num_tokens, num_rows = ROWS[rows]
+    num_tokens, num_rows = ROWS.get(rows, FEW)
     arrays, options = shapes_of(shape, num_tokens=num_tokens, num_rows=num_rows, **others)
     pool = arrays.pop("pages_pkbd")
     attend = functools.partial(ragged_paged_attention, **options, impl="gpu")
@@ -61,6 +62,13 @@ def test_compiles_for_hopper(model: str, rows: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_compiles_for_every_page_size(page_size: int, dtype: str):
     compile_attention(MODELS["llama-3-8b"], "mixed", page_size=page_size, dtype=jnp.dtype(dtype))
+
+
+@pytest.mark.parametrize("head_size", [64, 80, 96, 128, 192, 256])
+def test_few_long_rows_compile_in_parts(head_size: int):
+    """Their sums in float32 share the processor's memory with the buffers."""
+    shape = ModelShape(num_heads=8, num_kv_heads=2, head_size=head_size)
+    compile_attention(shape, "few", table_width=1024)
 
 
 def test_is_the_kernel_taken_without_asking_for_it():

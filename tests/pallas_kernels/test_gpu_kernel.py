@@ -40,7 +40,9 @@ def test_equals_the_formula(name: str):
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("parts", [2, 3, 7])
-@pytest.mark.parametrize("name", ["decode past several chunks", "window past several chunks", "sinks", "mixed"])
+@pytest.mark.parametrize(
+    "name", ["decode past several chunks", "window past several chunks", "sinks", "mixed", "head 256"]
+)
 def test_parts_of_a_context_are_merged(name: str, parts: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuned, "gpu_parts", lambda num_programs, most_keys: parts)
     assert_equals_the_formula(HERE[name])
