@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from jaxserve.models.config import ModelConfig
+from jaxserve.pallas_kernels.platform import target_platform
 
 T = TypeVar("T")  # what the tree holds: an array, a shape, a sharding
 
@@ -36,16 +37,23 @@ class KVPages(Generic[T]):
         return self.pages_pkbd.shape[0] // self.num_layers  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def pool_head_size(head_size: int) -> int:
+    """Numbers that a head's key, or its value, takes in the pool. On TPU both together fill whole lanes: of a narrower pool
+    XLA would keep the pages in lanes, and turn all of it around for the kernels and back."""
+    return -(-head_size // 64) * 64 if target_platform() == "tpu" else head_size
+
+
 def block_bytes(cfg: ModelConfig, block_size: int, dtype: jnp.dtype) -> int:
     """Bytes of one block over all layers."""
-    return cfg.kv_values_per_token * block_size * jnp.dtype(dtype).itemsize
+    values = 2 * cfg.num_layers * cfg.num_kv_heads * pool_head_size(cfg.head_size)
+    return values * block_size * jnp.dtype(dtype).itemsize
 
 
 def empty_pages(
     cfg: ModelConfig, num_blocks: int, block_size: int, dtype: jnp.dtype, as_bits: bool = False
 ) -> KVPages[jax.Array]:
     """A zeroed pool. `as_bits` stores narrow floats as unsigned integers, which XLA on CPU can update in place."""
-    shape = (num_blocks * cfg.num_layers, cfg.num_kv_heads, block_size, 2 * cfg.head_size)
+    shape = (num_blocks * cfg.num_layers, cfg.num_kv_heads, block_size, 2 * pool_head_size(cfg.head_size))
     dtype = jnp.dtype(dtype)
     stored = jnp.dtype(f"uint{dtype.itemsize * 8}") if as_bits and dtype.itemsize < 4 else dtype
     return KVPages(pages_pkbd=jnp.zeros(shape, stored), num_layers=cfg.num_layers, dtype=dtype)

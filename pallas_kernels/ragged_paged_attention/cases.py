@@ -223,14 +223,17 @@ def shapes_of(
     table_width: int = 128,
     dtype: Any = jnp.bfloat16,
     kv_dtype: Any = None,
+    pool_head_size: int | None = None,
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Any]]:
-    """Arrays, as shapes, and static options of a call."""
+    """Arrays, as shapes, and static options of a call. The pool may be wider than its heads."""
     shape, kv_dtype = jax.ShapeDtypeStruct, jnp.dtype(kv_dtype or dtype)
     arrays = {
         "q_tnh": shape((num_tokens, model.num_heads, model.head_size), dtype),
         "k_tkh": shape((num_tokens, model.num_kv_heads, model.head_size), dtype),
         "v_tkh": shape((num_tokens, model.num_kv_heads, model.head_size), dtype),
-        "pages_pkbd": shape((num_pages, model.num_kv_heads, page_size, 2 * model.head_size), kv_dtype),
+        "pages_pkbd": shape(
+            (num_pages, model.num_kv_heads, page_size, 2 * (pool_head_size or model.head_size)), kv_dtype
+        ),
         "table_sm": shape((num_rows, table_width), jnp.int32),
         "q_start_s": shape((num_rows + 1,), jnp.int32),
         "kv_len_s": shape((num_rows,), jnp.int32),

@@ -51,7 +51,8 @@ def ragged_paged_attention(
       q_tnh: queries, rotated, not scaled; n is a multiple of the k KV heads, query head i reads KV head i // (n // k).
       k_tkh, v_tkh: keys (rotated) and values of the same tokens; brought to the pool's dtype.
       pages_pkbd: the pool: p pages of b tokens; d = 2 h, a token's key and its value side by side, so that heads of 64 fill
-        the 128 lanes of a TPU. Slots past a row's length are never used.
+        the 128 lanes of a TPU. Or wider: then each half ends in zeros, which this operation writes. Slots past a row's
+        length are never used.
       table_sm: page ids of each row in order of position. Entries past a row's length may hold anything.
       q_start_s: i32[s + 1], where each row's tokens begin in q, ascending; the last entry ends the last row. Tokens past
         it are padding, and their output is unspecified but finite.
@@ -87,7 +88,10 @@ def ragged_paged_attention(
     if checks.wanted() and not any(isinstance(x, Tracer) for x in ids):
         num_pages, _, page_size, _ = pages_pkbd.shape
         checks.check_rows(*ids, num_tokens=q_tnh.shape[0], num_pages=num_pages, page_size=page_size)
-    return dispatch(
+    head_size, spare = q_tnh.shape[2], pages_pkbd.shape[3] // 2 - q_tnh.shape[2]
+    if spare:
+        q_tnh, k_tkh, v_tkh = (jnp.pad(x, ((0, 0), (0, 0), (0, spare))) for x in (q_tnh, k_tkh, v_tkh))
+    done = dispatch(
         "ragged_paged_attention",
         IMPLEMENTATIONS if impl else {name: IMPLEMENTATIONS[name] for name in ORDER[target_platform()]},
         impl,
@@ -99,6 +103,7 @@ def ragged_paged_attention(
         Extras(sinks_n, kv_scale_2k),
         Options(scale, window, soft_cap, max_q_len, kv_dtype, wants_lse),
     )
+    return done._replace(out_tnh=done.out_tnh[..., :head_size]) if spare else done
 
 
 def _check(q_tnh, k_tkh, v_tkh, pages_pkbd, table_sm, q_start_s, kv_len_s, sinks_n, kv_scale_2k, kv_dtype) -> None:
@@ -109,8 +114,10 @@ def _check(q_tnh, k_tkh, v_tkh, pages_pkbd, table_sm, q_start_s, kv_len_s, sinks
     kv_shape = (num_tokens, num_kv_heads, head_size)
     if k_tkh.shape != kv_shape or v_tkh.shape != kv_shape:
         raise ValueError(f"{k_tkh.shape=} and {v_tkh.shape=} must be {kv_shape}, as {q_tnh.shape=} and the pool say")
-    if double != 2 * head_size:
-        raise ValueError(f"{pages_pkbd.shape=} must end in twice the head size of {q_tnh.shape=}")
+    if double % 2 or double < 2 * head_size:
+        raise ValueError(
+            f"{pages_pkbd.shape=} must end in twice the head size of {q_tnh.shape=}, or twice a larger one"
+        )
     if page_size & (page_size - 1):
         raise ValueError(f"{pages_pkbd.shape=}: the page size {page_size} is not a power of two")
     if num_heads % num_kv_heads:

@@ -102,6 +102,25 @@ def test_pages_may_hold_few_tokens(impl: str, page_size: int):
     assert_equals_the_formula(dataclasses.replace(CASES["mixed"], page_size=page_size), impl)
 
 
+@pytest.mark.parametrize("impl", BACKENDS)
+def test_a_wider_pool_gives_the_same(impl: str):
+    """As on TPU, where a head of 80 or 96 takes the room of 128."""
+    arrays = make_arrays(CASES["head 80"])
+    halves = np.split(arrays["pages_pkbd"], 2, axis=3)
+    # What is not to be read is nan in its whole width; what is stored ends in zeros.
+    ends = [np.where(np.isnan(half[..., :1]), np.nan, 0.0) + np.zeros(48, np.float32) for half in halves]
+    wide = arrays | {"pages_pkbd": np.concatenate([halves[0], ends[0], halves[1], ends[1]], axis=3, dtype=np.float32)}
+    expected, results = (call(CASES["head 80"], x, impl, wants_lse=True) for x in (arrays, wide))
+    real = arrays["q_start_s"][-1]
+    np.testing.assert_allclose(results.out_tnh[:real], expected.out_tnh[:real], atol=1e-5)
+    np.testing.assert_allclose(results.lse_tn[:real], expected.lse_tn[:real], atol=1e-5)
+    for half, end in zip(
+        np.split(expected.pages_pkbd, 2, axis=3), np.split(results.pages_pkbd, 2, axis=3), strict=True
+    ):
+        np.testing.assert_array_equal(end[..., :80], half)
+        np.testing.assert_array_equal(end[..., 80:], np.where(np.isnan(half[..., :48]), np.nan, 0.0))
+
+
 def test_the_reference_by_hand():
     """Two positions, one head of size 2, values 1 and 3: weights 1/4 and 3/4 when the scores differ by log 3."""
     log3 = float(np.log(3.0))
