@@ -46,10 +46,12 @@ def versions() -> dict[str, str]:
 
 def lines(script: str, chip: str, model: str, name: str) -> list[dict[str, Any]]:
     """The lines of one call's kernels."""
-    from jaxserve.pallas_kernels.cubin import SHARED_BYTES
+    from jaxserve.pallas_kernels.cubin import SHARED_BYTES, has_compiler
     from jaxserve.pallas_kernels.ragged_paged_attention import cases, triton, triton_ahead
 
     del script
+    if not has_compiler():
+        raise SystemExit(f"{chip} {model} {name}: Triton's compiler is missing: pip install triton (Linux)")
     call, capability = CALLS[name], _CAPABILITIES[chip]
     arrays, options = cases.shapes_of(cases.MODELS[model], num_tokens=call.num_tokens, num_rows=call.num_rows)
     done = triton_ahead.compiled(triton.Chip(capability, 100), arrays, options)
