@@ -26,6 +26,8 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks"), str(ROOT)]  # t
 import record  # noqa: E402
 from kernels import document, hopper, tpu, triton_gpus  # noqa: E402
 
+from jaxserve.pallas_kernels.ragged_paged_attention import cases  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "kernels.jsonl"
 NOISE = {"compile s": 3.0}  # the compilers themselves always make the same
 SECTIONS = {
@@ -103,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if unknown := set(args.chips) - set(known):
         parser.error(f"no such chip: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if unknown := set(args.models) - set(cases.MODELS):
+        parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(cases.MODELS)}")
     by_title = {title: lines_for(section, args.chips, args.models, args.kernels) for title, section in SECTIONS.items()}
     by_title = {title: lines for title, lines in by_title.items() if lines}
     if args.against:
