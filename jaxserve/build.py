@@ -257,7 +257,8 @@ def _size_pool(
     if config.num_kv_blocks is not None:
         num_blocks = config.num_kv_blocks
     else:
-        needed = step_bytes(cfg, token_budget, config.max_num_seqs, dtype.itemsize)
+        kind = jax.devices()[0].device_kind
+        needed = step_bytes(cfg, token_budget, config.max_num_seqs, dtype.itemsize, kind)
         budget = _pool_budget(config, weights.nbytes(specs, dtype), needed)
         num_blocks = min(budget // per_block, config.max_num_seqs * need)
     if num_blocks >= need:

@@ -17,11 +17,15 @@ def free_host_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def step_bytes(cfg: ModelConfig, num_tokens: int, num_rows: int, itemsize: int) -> int:
+def step_bytes(cfg: ModelConfig, num_tokens: int, num_rows: int, itemsize: int, device_kind: str) -> int:
     """Most that one step holds besides weights and pool: sampler state, logits three times over, and one layer's widest
-    activations. Generous: compilers need half of it (`tests/executor/test_step_ahead_of_time.py` compares)."""
+    activations. Generous: compilers need half of it (`tests/executor/test_step_ahead_of_time.py` compares).
+
+    For TPU7x the compiler also lays out the weights of the head anew, for the loop that scores prompts.
+    """
     vocabulary = num_rows * cfg.vocab_size
     state, logits = 8 * vocabulary, 3 * 4 * vocabulary
     heads = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_size
     widest = 4 * cfg.embed_size + 2 * max(2 * cfg.ffn_size, 2 * heads)
-    return state + logits + num_tokens * widest * itemsize
+    head = cfg.vocab_size * cfg.embed_size * itemsize if device_kind == "TPU7x" else 0
+    return state + logits + head + num_tokens * widest * itemsize

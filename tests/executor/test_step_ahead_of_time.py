@@ -60,36 +60,26 @@ DTYPE = jnp.dtype("bfloat16")
 
 
 RUNGS = {"decode": Rung(ROWS, ROWS, True), "mixed": Rung(TOKENS, ROWS, False)}
-OVER = pytest.mark.xfail(
-    strict=True,
-    reason="on TPU7x XLA copies the head's weight (1 GB) into another tiling before the loop that scores prompts",
-)
 CASES = [
     pytest.param(chip, model, rung, marks=ON_GPU if chip == "h100" else ON_TPU)
     for chip, model in (
         ("v5e", "qwen3-4b"),
         ("v5p", "llama-3.1-8b"),
         ("v6e", "llama-3.1-8b"),
+        ("tpu7x", "llama-3.1-8b"),
         ("h100", "llama-3.1-8b"),
     )
     for rung in RUNGS
 ]
 
 
-@pytest.mark.parametrize(
-    ("chip", "model", "rung_name"),
-    [
-        *CASES,
-        pytest.param("tpu7x", "llama-3.1-8b", "decode", marks=ON_TPU),
-        pytest.param("tpu7x", "llama-3.1-8b", "mixed", marks=[*ON_TPU, OVER]),
-    ],
-)
+@pytest.mark.parametrize(("chip", "model", "rung_name"), CASES)
 def test_the_step_fits_with_the_pool_that_is_planned(chip: str, model: str, rung_name: str):
     rung = RUNGS[rung_name]
     cfg = dense_from_hf(MODELS[model])
     family = family_of(cfg)
     specs = family.abstract(cfg)
-    planned = step_bytes(cfg, TOKENS, ROWS, DTYPE.itemsize)
+    planned = step_bytes(cfg, TOKENS, ROWS, DTYPE.itemsize, "TPU7x" if chip == "tpu7x" else "")
     pool = int(hbm_bytes(chip) * UTILIZATION) - weights.nbytes(specs, DTYPE) - planned
     num_blocks = pool // block_bytes(cfg, BLOCK_SIZE, DTYPE)
     params = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, DTYPE), specs, is_leaf=is_spec)
@@ -105,4 +95,5 @@ def test_the_step_fits_with_the_pool_that_is_planned(chip: str, model: str, rung
     assert memory.alias_size_in_bytes >= num_blocks * block_bytes(cfg, BLOCK_SIZE, DTYPE), "the pool is copied"
     assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < hbm_bytes(chip) * UTILIZATION
     assert memory.temp_size_in_bytes + sampler < planned, "a step needs more than is kept for it"
-    assert memory.temp_size_in_bytes + sampler > planned / 4, "far more is kept for a step than it needs"
+    if (chip, rung_name) != ("tpu7x", "decode"):  # the copy of the head that is kept for is made by mixed steps alone
+        assert memory.temp_size_in_bytes + sampler > planned / 4, "far more is kept for a step than it needs"
