@@ -19,7 +19,7 @@ from jaxserve.kv.store import KVStore
 from jaxserve.memory import free_host_bytes, step_bytes
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.kv import block_bytes, empty_pages
+from jaxserve.models.kv import block_bytes, empty_pages, stored_dtype
 from jaxserve.models.registry import ModelFamily, family_of, read_config
 from jaxserve.pallas_kernels import native
 from jaxserve.pallas_kernels.matmul import op as matmul
@@ -185,7 +185,6 @@ def _check_attention(backend: str | None) -> None:
 def _attention_backend(config: EngineConfig, settled: _Settled) -> str:
     """The implementation that will run, by name. Raises ConfigError if the one asked for refuses this model."""
     cfg, kv_dtype = settled.cfg, settled.kv_dtype
-    bits = jnp.dtype(f"uint{kv_dtype.itemsize * 8}")
     try:
         return attention.chosen(
             num_heads=cfg.num_heads,
@@ -194,7 +193,7 @@ def _attention_backend(config: EngineConfig, settled: _Settled) -> str:
             page_size=config.block_size,
             dtype=settled.dtype,
             kv_dtype=kv_dtype,
-            pool_dtype=bits if _keeps_bits(config) and kv_dtype.itemsize < 4 else kv_dtype,
+            pool_dtype=stored_dtype(kv_dtype, _keeps_bits(config)),
             window=next((window for window in cfg.windows if window), None),
             impl=config.attention_backend,
         )

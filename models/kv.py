@@ -49,14 +49,20 @@ def block_bytes(cfg: ModelConfig, block_size: int, dtype: jnp.dtype) -> int:
     return values * block_size * jnp.dtype(dtype).itemsize
 
 
+def stored_dtype(dtype: jnp.dtype, as_bits: bool) -> jnp.dtype:
+    """The array type of a pool of a dtype. `as_bits`: narrow floats as unsigned integers, which XLA on CPU can update in
+    place."""
+    return jnp.dtype(f"uint{dtype.itemsize * 8}") if as_bits and dtype.itemsize < 4 else dtype
+
+
 def empty_pages(
     cfg: ModelConfig, num_blocks: int, block_size: int, dtype: jnp.dtype, as_bits: bool = False
 ) -> KVPages[jax.Array]:
-    """A zeroed pool. `as_bits` stores narrow floats as unsigned integers, which XLA on CPU can update in place."""
+    """A zeroed pool, of `stored_dtype`."""
     shape = (num_blocks * cfg.num_layers, cfg.num_kv_heads, block_size, 2 * pool_head_size(cfg.head_size))
     dtype = jnp.dtype(dtype)
-    stored = jnp.dtype(f"uint{dtype.itemsize * 8}") if as_bits and dtype.itemsize < 4 else dtype
-    return KVPages(pages_pkbd=jnp.zeros(shape, stored), num_layers=cfg.num_layers, dtype=dtype)
+    pages = jnp.zeros(shape, stored_dtype(dtype, as_bits))
+    return KVPages(pages_pkbd=pages, num_layers=cfg.num_layers, dtype=dtype)
 
 
 def copy_blocks(kv: KVPages[jax.Array], source_c: Int[Array, " c"], target_c: Int[Array, " c"]) -> KVPages[jax.Array]:

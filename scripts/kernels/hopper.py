@@ -33,8 +33,8 @@ included; below 1 the limit is HBM |
 | compile s, temp MB | of the whole call, and HBM that it needs besides arguments and results |
 """
 
-_PEAK_FLOPS, _HBM_BYTES_PER_S = 989e12, 3.352e12  # bfloat16, H100 SXM data sheet
-_SMEM, _REGISTERS, _THREADS = 228 << 10, 1 << 16, 2048  # of a processor
+_PEAK_FLOPS = 989e12  # bfloat16, H100 SXM data sheet
+_REGISTERS, _THREADS = 1 << 16, 2048  # of a processor
 
 
 def compile_one(chip: str, model: str, name: str) -> None:
@@ -99,6 +99,8 @@ def lines(script: str, chip: str, model: str, name: str) -> list[dict[str, Any]]
 
 
 def _line(chip: str, model: str, kernel: str, facts: dict[str, Any], text: str) -> dict[str, Any]:
+    from jaxserve.pallas_kernels.ahead_of_time import GPUS
+
     said = re.search(
         rf"{kernel}_mosaic_gpu_kernel\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads\n.*?Used (\d+) registers",
         text,
@@ -106,8 +108,13 @@ def _line(chip: str, model: str, kernel: str, facts: dict[str, Any], text: str) 
     if said is None:
         raise SystemExit(f"the compiler said nothing of {kernel}")
     spills, fills, registers = map(int, said.groups())
-    fits = (_SMEM // (facts["smem"] + 1024), _REGISTERS // (registers * facts["threads"]), _THREADS // facts["threads"])
-    hbm_s = facts["chunk_bytes"] / _HBM_BYTES_PER_S
+    gpu = GPUS[chip]
+    fits = (
+        gpu.smem_bytes // (facts["smem"] + 1024),
+        _REGISTERS // (registers * facts["threads"]),
+        _THREADS // facts["threads"],
+    )
+    hbm_s = facts["chunk_bytes"] / gpu.hbm_bytes_per_s
     return {
         "chip": chip,
         "model": model,
