@@ -1,6 +1,7 @@
 """What a program is being traced for."""
 
 import jax
+import jax.numpy as jnp
 
 from jaxserve.pallas_kernels.ahead_of_time import GPUS
 
@@ -18,3 +19,9 @@ def compute_capability() -> str:
     if target is None or target.device_kind == here.device_kind:
         return str(getattr(here, "compute_capability", ""))
     return next((gpu.capability for gpu in GPUS.values() if gpu.name == target.device_kind), "")
+
+
+def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """For products that XLA makes: float32 in float32. Unless asked, TPUs multiply it in bfloat16, and NVIDIA's GPUs in TF32
+    (10 bits)."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxserve.pallas_kernels.platform import target_platform
+from jaxserve.pallas_kernels.platform import precision_of, target_platform
 
 _FEW_ROWS = 128  # up to so many float32 rows, w is better the left factor
 
@@ -38,8 +38,6 @@ def _on_cpu(x_ti, w_oi):
 
 
 def _product(a_mi, b_ni):
-    # Unless asked, TPUs multiply float32 in bfloat16, and NVIDIA's GPUs in TF32 (10 bits).
-    precision = jax.lax.Precision.HIGHEST if a_mi.dtype == jnp.float32 else None
     return jax.lax.dot_general(
-        a_mi, b_ni, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+        a_mi, b_ni, (((1,), (1,)), ((), ())), precision=precision_of(a_mi.dtype), preferred_element_type=jnp.float32
     )

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxserve.pallas_kernels.platform import precision_of
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, dot_dtype, to_pool
 
 DECODE_CHUNK = 256  # keys per iteration of decode rows
@@ -104,9 +105,7 @@ def _absorb(state: _Softmax, call: _Call, q, k, v, seen) -> _Softmax:
     does see shrinks those to exactly zero, so no second mask is needed.
     """
     batch = ((0, 1), (0, 1))
-    # On a GPU the default for float32 is 10 bits.
-    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    multiply = functools.partial(lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
+    multiply = functools.partial(lax.dot_general, precision=precision_of(q.dtype), preferred_element_type=jnp.float32)
     scores = multiply(q, k, (((3,), (3,)), batch)) * call.options.scale
     if call.extras.kv_scale_2k is not None:
         scores = scores * call.extras.kv_scale_2k[0][None, :, None, None]
