@@ -5,10 +5,11 @@ names the key; keys that do not change the numbers are ignored.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxserve.errors import CheckpointError
+from jaxserve.errors import CheckpointError, ConfigError
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
@@ -72,6 +73,35 @@ class ModelConfig:
     dtype: str = "float32"  # of the checkpoint
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    # To be shared by devices, see `for_shards`:
+    kv_repeat: int = 1  # times that each stored KV head occurs among the `num_kv_heads`
+    vocab_padding: int = 0  # rows of zeros at the end of the embedding table
+
+    def for_shards(self, head_shards: int, pool_shards: int, vocab_shards: int) -> "ModelConfig":
+        """The same model, laid out so that so many devices can share its heads and its vocabulary: KV heads are repeated
+        (each copy serves a part of its queries), the embedding table is padded.
+
+        Raises:
+          ConfigError: query heads or feed-forward columns do not divide; the sizes that would are named.
+        """
+        repeated = math.lcm(self.num_kv_heads, pool_shards)
+        if self.num_heads % repeated or self.ffn_size % head_shards:
+            raise ConfigError(
+                f"{self.num_heads} heads (of {self.num_kv_heads} KV heads) and {self.ffn_size} feed-forward columns cannot "
+                f"be shared evenly by {head_shards} x {pool_shards // head_shards} devices",
+                remedy=f"tensor * expert * sequence sizes that can: {', '.join(map(str, self._shard_counts()))}",
+            )
+        return dataclasses.replace(
+            self,
+            num_kv_heads=repeated,
+            kv_repeat=repeated // self.num_kv_heads,
+            vocab_padding=-self.vocab_size % vocab_shards,
+        )
+
+    def _shard_counts(self) -> list[int]:
+        """Numbers of devices that heads and feed-forward columns can be shared by."""
+        counts = range(1, self.num_heads + 1)
+        return [n for n in counts if not self.num_heads % math.lcm(self.num_kv_heads, n) and not self.ffn_size % n]
 
     @property
     def group(self) -> int:

@@ -16,10 +16,11 @@ from jaxserve.models.attention import attend
 from jaxserve.models.batch import TokenBatch, last_tokens, positions
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import KVPages
-from jaxserve.models.layers import embed, linear, rms_norm
+from jaxserve.models.layers import embed, joined_linear, rms_norm
 from jaxserve.models.rope import cos_sin
 from jaxserve.models.spec import Part, WeightSpec
 from jaxserve.pallas_kernels.matmul.op import gated_matmul, matmul
+from jaxserve.sharding.collectives import num_shards, part_of, shard_index
 
 T = TypeVar("T")  # what the tree holds: jax.Array, WeightSpec, a sharding, ...
 
@@ -62,6 +63,9 @@ def forward(
 ) -> tuple[Float[Array, "t e"], KVPages[jax.Array]]:
     """Run one step's tokens through all layers, reading and writing the paged KV pool.
 
+    On a mesh every argument is this device's part (`sharding/rules.py`), the batch that of its replica; the hidden states
+    are those of this device's tokens.
+
     Layers are unrolled: a scan would copy every layer's weights out of a stacked array on CPU.
 
     Args:
@@ -71,7 +75,7 @@ def forward(
     Returns: final hidden states (after the last norm), and the pool with this step's keys and values written.
     """
     rotation = _rotation(batch, cfg)
-    x_te = embed(batch.ids_t, params.embed_ve)
+    x_te = embed(part_of("tokens", batch.ids_t), params.embed_ve)
     *layers, last = params.layers
     for index, layer in enumerate(layers):
         with jax.named_scope(f"layer{index}"):
@@ -86,10 +90,15 @@ def forward(
         return _where_needed(finish, needs_all, batch, x_te, heads_tm), kv
 
 
-def logits(params: Params[jax.Array], hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
-    """Next-token logits of the chosen hidden states, float32."""
+def logits(params: Params[jax.Array], cfg: ModelConfig, hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
+    """Next-token logits of the chosen hidden states, float32; on a mesh, of this device's part of the vocabulary."""
     with jax.named_scope("head"):
-        return matmul(hidden_se, params.embed_ve if params.head_ve is None else params.head_ve)
+        logits_sv = matmul(hidden_se, params.embed_ve if params.head_ve is None else params.head_ve)
+        size = logits_sv.shape[1]
+        if size * num_shards("vocab") == cfg.vocab_size:
+            return logits_sv
+        id_v = shard_index("vocab") * size + jnp.arange(size)
+        return jnp.where((id_v < cfg.vocab_size)[None, :], logits_sv, -jnp.inf)
 
 
 def _where_needed(
@@ -100,7 +109,7 @@ def _where_needed(
     heads_tm: Float[Array, "t m"],
 ) -> Float[Array, "t e"]:
     """`finish` of all tokens, or of each row's last one only, with zeros for the rest."""
-    if needs_all is None or len(batch.kv_len_s) >= len(x_te):
+    if needs_all is None or len(batch.kv_len_s) >= len(x_te) or num_shards("tokens") > 1:
         return finish(x_te, heads_tm)
 
     def of_ends(x_te: jax.Array, heads_tm: jax.Array) -> jax.Array:
@@ -114,8 +123,8 @@ def _after_attention(
     layer: Layer[jax.Array], cfg: ModelConfig, x_te: Float[Array, "t e"], heads_tm: Float[Array, "t m"]
 ) -> Float[Array, "t e"]:
     """The rest of a layer: output projection, then the MLP, each added to the residual stream."""
-    flat_out = layer.out_enh.reshape(cfg.embed_size, cfg.num_heads * cfg.head_size)
-    x_te = x_te + linear(heads_tm, flat_out, layer.out_bias_e)
+    flat_out = layer.out_enh.reshape(cfg.embed_size, heads_tm.shape[1])
+    x_te = x_te + joined_linear(heads_tm, flat_out, layer.out_bias_e, over="heads")
     return x_te + _mlp(layer, rms_norm(x_te, layer.mlp_norm_e, cfg.norm_eps))
 
 
@@ -137,24 +146,25 @@ def _mlp(layer: Layer[jax.Array], x_te: Float[Array, "t e"]) -> Float[Array, "t 
         _, ffn, embed_size = layer.gate_up_cfe.shape
         bias = None if layer.gate_up_bias_cf is None else layer.gate_up_bias_cf.reshape(2 * ffn)
         gated_tf = gated_matmul(x_te, layer.gate_up_cfe.reshape(2 * ffn, embed_size), bias)
-        return linear(gated_tf, layer.down_ef, layer.down_bias_e)
+        return joined_linear(gated_tf, layer.down_ef, layer.down_bias_e, over="ffn")
 
 
 def abstract(cfg: ModelConfig) -> Params[WeightSpec]:
     """The parameter tree as specs, with the Hugging Face tensor names each is loaded from."""
-    vocab_axes = ("vocab", "embed")
-    table = WeightSpec(
-        shape=(cfg.vocab_size, cfg.embed_size),
-        axes=vocab_axes,
-        parts=(Part(name="model.embed_tokens.weight"),),
-        fan_in=cfg.embed_size,
-    )
-    head = WeightSpec(shape=table.shape, axes=vocab_axes, parts=(Part(name="lm_head.weight"),), fan_in=cfg.embed_size)
     return Params(
-        embed_ve=table,
+        embed_ve=_table(cfg, "model.embed_tokens.weight"),
         layers=tuple(_abstract_layer(cfg, f"model.layers.{i}.") for i in range(cfg.num_layers)),
         norm_e=_norm("model.norm.weight", cfg.embed_size, "embed"),
-        head_ve=None if cfg.tie_embeddings else head,
+        head_ve=None if cfg.tie_embeddings else _table(cfg, "lm_head.weight"),
+    )
+
+
+def _table(cfg: ModelConfig, name: str) -> WeightSpec:
+    """A row for every token, and rows of zeros below them where devices could not share the vocabulary evenly."""
+    rows = cfg.vocab_size + cfg.vocab_padding
+    stored = Part(name=name, where=(slice(0, cfg.vocab_size),)) if cfg.vocab_padding else Part(name=name)
+    return WeightSpec(
+        shape=(rows, cfg.embed_size), axes=("vocab", "embed"), parts=(stored,), fan_in=cfg.embed_size
     )
 
 
@@ -166,8 +176,8 @@ def _abstract_layer(cfg: ModelConfig, prefix: str) -> Layer[WeightSpec]:
     def qkv(shape: tuple[int, ...], axes: tuple[str, ...], suffix: str) -> WeightSpec:
         parts = (
             Part(name=f"{attn}q_proj.{suffix}", where=(every, slice(0, g))),
-            Part(name=f"{attn}k_proj.{suffix}", where=(every, g)),
-            Part(name=f"{attn}v_proj.{suffix}", where=(every, g + 1)),
+            Part(name=f"{attn}k_proj.{suffix}", where=(every, g), repeat=cfg.kv_repeat),
+            Part(name=f"{attn}v_proj.{suffix}", where=(every, g + 1), repeat=cfg.kv_repeat),
         )
         return WeightSpec(shape=shape, axes=axes, parts=parts, fan_in=e)
 
