@@ -230,7 +230,7 @@ def run_step(
     fed_t = last_r[jnp.minimum(inputs.feed_t, last_r.shape[0] - 1)]
     ids_t = jnp.where(inputs.feed_t < last_r.shape[0], fed_t, inputs.batch.ids_t)
     batch = dataclasses.replace(inputs.batch, ids_t=ids_t)
-    hidden_te, kv = family.forward(params, cfg, batch, state.kv, attention_backend, inputs.num_wanted > 0)
+    hidden_te, kv, _ = family.forward(params, cfg, batch, state.kv, attention_backend, inputs.num_wanted > 0)
     hidden_se = hidden_te[last_tokens(batch)]
     with jax.named_scope("sample"):
         samples_s = inputs.sampling.slot_s < last_r.shape[0]
