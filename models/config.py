@@ -77,25 +77,25 @@ class ModelConfig:
     kv_repeat: int = 1  # times that each stored KV head occurs among the `num_kv_heads`
     vocab_padding: int = 0  # rows of zeros at the end of the embedding table
 
-    def for_shards(self, head_shards: int, pool_shards: int, vocab_shards: int) -> "ModelConfig":
-        """The same model, laid out so that so many devices can share its heads and its vocabulary: KV heads are repeated
-        (each copy serves a part of its queries), the embedding table is padded.
+    def for_shards(self, weight_shards: int, pool_shards: int) -> "ModelConfig":
+        """The same model, laid out so that so many devices can share its weights, and its KV heads: these are repeated if
+        they are too few (each copy serves a part of its queries), and the embedding table is padded.
 
         Raises:
           ConfigError: query heads or feed-forward columns do not divide; the sizes that would are named.
         """
         repeated = math.lcm(self.num_kv_heads, pool_shards)
-        if self.num_heads % repeated or self.ffn_size % head_shards:
+        if self.num_heads % repeated or self.ffn_size % weight_shards:
             raise ConfigError(
                 f"{self.num_heads} heads (of {self.num_kv_heads} KV heads) and {self.ffn_size} feed-forward columns cannot "
-                f"be shared evenly by {head_shards} x {pool_shards // head_shards} devices",
-                remedy=f"tensor * expert * sequence sizes that can: {', '.join(map(str, self._shard_counts()))}",
+                f"be shared evenly by {pool_shards} devices",
+                remedy=f"Choose tensor * expert * sequence from {', '.join(map(str, self._shard_counts()))}",
             )
         return dataclasses.replace(
             self,
             num_kv_heads=repeated,
             kv_repeat=repeated // self.num_kv_heads,
-            vocab_padding=-self.vocab_size % vocab_shards,
+            vocab_padding=-self.vocab_size % weight_shards,
         )
 
     def _shard_counts(self) -> list[int]:

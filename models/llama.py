@@ -5,21 +5,23 @@ axis can split them without shuffling, and kept `[out, in]`.
 """
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxserve.models import mlp
 from jaxserve.models.attention import attend
 from jaxserve.models.batch import TokenBatch, last_tokens, positions
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import KVPages
 from jaxserve.models.layers import embed, joined_linear, rms_norm
+from jaxserve.models.mlp import Mlp
 from jaxserve.models.rope import cos_sin
 from jaxserve.models.spec import Part, WeightSpec
-from jaxserve.pallas_kernels.matmul.op import gated_matmul, matmul
+from jaxserve.pallas_kernels.matmul.op import matmul
 from jaxserve.sharding.collectives import num_shards, part_of, shard_index
 
 T = TypeVar("T")  # what the tree holds: jax.Array, WeightSpec, a sharding, ...
@@ -37,10 +39,7 @@ class Layer(Generic[T]):
     out_enh: T
     out_bias_e: T | None
     mlp_norm_e: T
-    gate_up_cfe: T  # c = 2: gate, up
-    gate_up_bias_cf: T | None
-    down_ef: T
-    down_bias_e: T | None
+    mlp: Mlp[T]
 
 
 @struct.dataclass
@@ -53,6 +52,14 @@ class Params(Generic[T]):
     head_ve: T | None
 
 
+class Forward(NamedTuple):
+    """What a step's tokens have become."""
+
+    hidden_te: Float[Array, "t e"]  # after the last norm
+    kv: KVPages[jax.Array]  # with this step's keys and values
+    counts_lx: Int[Array, "l x"] | None  # tokens given to each expert, padding apart; None in a model without experts
+
+
 def forward(
     params: Params[jax.Array],
     cfg: ModelConfig,
@@ -60,7 +67,7 @@ def forward(
     kv: KVPages[jax.Array],
     attention_impl: str | None = None,
     needs_all: Bool[Array, ""] | None = None,
-) -> tuple[Float[Array, "t e"], KVPages[jax.Array]]:
+) -> Forward:
     """Run one step's tokens through all layers, reading and writing the paged KV pool.
 
     On a mesh every argument is this device's part (`sharding/rules.py`), the batch that of its replica; the hidden states
@@ -71,8 +78,6 @@ def forward(
     Args:
       needs_all: whether every token's hidden state is needed, or only that of each row's last token. In the latter case
         the last layer stops at its keys and values for the other tokens, and their hidden states are zeros. None: all.
-
-    Returns: final hidden states (after the last norm), and the pool with this step's keys and values written.
     """
     rotation = _rotation(batch, cfg)
     x_te = embed(part_of("tokens", batch.ids_t), params.embed_ve)
@@ -87,7 +92,8 @@ def forward(
 
     with jax.named_scope(f"layer{len(layers)}"):
         heads_tm, kv = attend(last, cfg, len(layers), x_te, rotation, batch, kv, attention_impl)
-        return _where_needed(finish, needs_all, batch, x_te, heads_tm), kv
+        hidden_te = _where_needed(finish, needs_all, batch, x_te, heads_tm)
+    return Forward(hidden_te, kv, None)
 
 
 def logits(params: Params[jax.Array], cfg: ModelConfig, hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
@@ -125,7 +131,8 @@ def _after_attention(
     """The rest of a layer: output projection, then the MLP, each added to the residual stream."""
     flat_out = layer.out_enh.reshape(cfg.embed_size, heads_tm.shape[1])
     x_te = x_te + joined_linear(heads_tm, flat_out, layer.out_bias_e, over="heads")
-    return x_te + _mlp(layer, rms_norm(x_te, layer.mlp_norm_e, cfg.norm_eps))
+    with jax.named_scope("mlp"):
+        return x_te + mlp.feed_forward(layer.mlp, rms_norm(x_te, layer.mlp_norm_e, cfg.norm_eps))
 
 
 def _rotation(batch: TokenBatch[jax.Array], cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
@@ -139,14 +146,6 @@ def _rotation(batch: TokenBatch[jax.Array], cfg: ModelConfig) -> tuple[jax.Array
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
 
     return jax.lax.cond(batch.q_start_s[-1] > 0, compute, skip)
-
-
-def _mlp(layer: Layer[jax.Array], x_te: Float[Array, "t e"]) -> Float[Array, "t e"]:
-    with jax.named_scope("mlp"):
-        _, ffn, embed_size = layer.gate_up_cfe.shape
-        bias = None if layer.gate_up_bias_cf is None else layer.gate_up_bias_cf.reshape(2 * ffn)
-        gated_tf = gated_matmul(x_te, layer.gate_up_cfe.reshape(2 * ffn, embed_size), bias)
-        return joined_linear(gated_tf, layer.down_ef, layer.down_bias_e, over="ffn")
 
 
 def abstract(cfg: ModelConfig) -> Params[WeightSpec]:
@@ -163,14 +162,12 @@ def _table(cfg: ModelConfig, name: str) -> WeightSpec:
     """A row for every token, and rows of zeros below them where devices could not share the vocabulary evenly."""
     rows = cfg.vocab_size + cfg.vocab_padding
     stored = Part(name=name, where=(slice(0, cfg.vocab_size),)) if cfg.vocab_padding else Part(name=name)
-    return WeightSpec(
-        shape=(rows, cfg.embed_size), axes=("vocab", "embed"), parts=(stored,), fan_in=cfg.embed_size
-    )
+    return WeightSpec(shape=(rows, cfg.embed_size), axes=("vocab", "embed"), parts=(stored,), fan_in=cfg.embed_size)
 
 
 def _abstract_layer(cfg: ModelConfig, prefix: str) -> Layer[WeightSpec]:
-    e, f, k, g, h = cfg.embed_size, cfg.ffn_size, cfg.num_kv_heads, cfg.group, cfg.head_size
-    attn, mlp = prefix + "self_attn.", prefix + "mlp."
+    e, k, g, h = cfg.embed_size, cfg.num_kv_heads, cfg.group, cfg.head_size
+    attn = prefix + "self_attn."
     every = slice(None)
 
     def qkv(shape: tuple[int, ...], axes: tuple[str, ...], suffix: str) -> WeightSpec:
@@ -178,13 +175,6 @@ def _abstract_layer(cfg: ModelConfig, prefix: str) -> Layer[WeightSpec]:
             Part(name=f"{attn}q_proj.{suffix}", where=(every, slice(0, g))),
             Part(name=f"{attn}k_proj.{suffix}", where=(every, g), repeat=cfg.kv_repeat),
             Part(name=f"{attn}v_proj.{suffix}", where=(every, g + 1), repeat=cfg.kv_repeat),
-        )
-        return WeightSpec(shape=shape, axes=axes, parts=parts, fan_in=e)
-
-    def gate_up(shape: tuple[int, ...], axes: tuple[str | None, ...], suffix: str) -> WeightSpec:
-        parts = (
-            Part(name=f"{mlp}gate_proj.{suffix}", where=(0,)),
-            Part(name=f"{mlp}up_proj.{suffix}", where=(1,)),
         )
         return WeightSpec(shape=shape, axes=axes, parts=parts, fan_in=e)
 
@@ -201,10 +191,7 @@ def _abstract_layer(cfg: ModelConfig, prefix: str) -> Layer[WeightSpec]:
         out_enh=plain(f"{attn}o_proj.weight", (e, heads, h), ("embed", "heads", "head"), heads * h),
         out_bias_e=plain(f"{attn}o_proj.bias", (e,), ("embed",), e) if cfg.out_bias else None,
         mlp_norm_e=_norm(f"{prefix}post_attention_layernorm.weight", e, "embed"),
-        gate_up_cfe=gate_up((2, f, e), (None, "ffn", "embed"), "weight"),
-        gate_up_bias_cf=gate_up((2, f), (None, "ffn"), "bias") if cfg.mlp_bias else None,
-        down_ef=plain(f"{mlp}down_proj.weight", (e, f), ("embed", "ffn"), f),
-        down_bias_e=plain(f"{mlp}down_proj.bias", (e,), ("embed",), e) if cfg.mlp_bias else None,
+        mlp=mlp.abstract(f"{prefix}mlp.", e, cfg.ffn_size, has_bias=cfg.mlp_bias),
     )
 
 

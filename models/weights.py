@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxserve.errors import CheckpointError
 from jaxserve.models.spec import WeightSpec, is_spec, leaves
+from jaxserve.sharding.mesh import ONE_DEVICE, Parallel
 from jaxserve.sharding.rules import partition
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -58,9 +59,9 @@ def place(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def nbytes(specs: Any, dtype: jnp.dtype) -> int:
-    """Bytes of all parameters of a spec tree."""
-    return sum(spec.size for spec in leaves(specs)) * jnp.dtype(dtype).itemsize
+def nbytes(specs: Any, dtype: jnp.dtype, parallel: Parallel = ONE_DEVICE) -> int:
+    """Bytes of all parameters of a spec tree, on each device."""
+    return sum(spec.size // parallel.num_shards(*spec.axes) for spec in leaves(specs)) * jnp.dtype(dtype).itemsize
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:

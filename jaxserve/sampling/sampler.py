@@ -26,21 +26,20 @@ _CDF_BLOCK = 512  # tokens summed at a time when drawing
 _PROMPT_CHUNK = 64  # prompt positions whose logits exist at once
 
 
+T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX
+
+
 @struct.dataclass
-class SamplerState:
+class SamplerState(Generic[T]):
     """What the device remembers of running sequences, by slot `r`."""
 
-    last_r: jax.Array  # i32[r]; the token sampled last
-    counts_rv: jax.Array  # i32[r v]; times a token occurs in the answer, plus IN_PROMPT
-    bias_rv: jax.Array  # f32[r v]; added to the logits
+    last_r: T  # i32[r]; the token sampled last
+    counts_rv: T  # i32[r v]; times a token occurs in the answer, plus IN_PROMPT
+    bias_rv: T  # f32[r v]; added to the logits
 
 
-STATE_AXES = SamplerState(  # logical axes of its arrays
-    last_r=("replica",),  # pyright: ignore[reportArgumentType]
-    counts_rv=("replica", "vocab"),  # pyright: ignore[reportArgumentType]
-    bias_rv=("replica", "vocab"),  # pyright: ignore[reportArgumentType]
-)
-T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX
+# Logical axes of its arrays.
+STATE_AXES = {"last_r": ("replica",), "counts_rv": ("replica", "vocab"), "bias_rv": ("replica", "vocab")}
 
 
 @struct.dataclass
@@ -72,7 +71,7 @@ class Logprobs:
     top: jax.Array  # f32[n MAX_LOGPROBS]
 
 
-def empty_state(num_slots: int, vocab_size: int) -> SamplerState:
+def empty_state(num_slots: int, vocab_size: int) -> SamplerState[jax.Array]:
     """A state in which nothing was sampled yet."""
     return SamplerState(
         last_r=jnp.zeros(num_slots, jnp.int32),
@@ -82,7 +81,7 @@ def empty_state(num_slots: int, vocab_size: int) -> SamplerState:
 
 
 def start_slot(
-    state: SamplerState,
+    state: SamplerState[jax.Array],
     slot: Int[Array, ""],
     is_first: jax.Array,
     floor: Float[Array, ""],
@@ -90,7 +89,7 @@ def start_slot(
     answer_c: Int[Array, " c"],
     bias_ids_c: Int[Array, " c"],
     bias_c: Float[Array, " c"],
-) -> SamplerState:
+) -> SamplerState[jax.Array]:
     """Load a sequence's history and bias into a slot, a chunk at a time; the first chunk clears what was there.
 
     `floor` is the bias of tokens not listed: 0, or -inf where only the listed ones are allowed. Ids past the
@@ -111,8 +110,8 @@ def start_slot(
 
 
 def sample(
-    logits_sv: Float[Array, "s v"], state: SamplerState, inputs: SamplingInputs[jax.Array]
-) -> tuple[Int[Array, " s"], Logprobs, SamplerState]:
+    logits_sv: Float[Array, "s v"], state: SamplerState[jax.Array], inputs: SamplingInputs[jax.Array]
+) -> tuple[Int[Array, " s"], Logprobs, SamplerState[jax.Array]]:
     """Choose a token per row. Returns tokens, their log-probabilities (zeros if not wanted), and the new state."""
     num_slots = state.last_r.shape[0]
     is_banned = inputs.banned_sb < logits_sv.shape[1] * num_shards("vocab")
@@ -135,7 +134,7 @@ def sample(
 
 
 def _edit(
-    logits_sv: Float[Array, "s v"], state: SamplerState, inputs: SamplingInputs[jax.Array]
+    logits_sv: Float[Array, "s v"], state: SamplerState[jax.Array], inputs: SamplingInputs[jax.Array]
 ) -> Float[Array, "s v"]:
     """Penalties, bias and banned tokens, for the rows that have them."""
 
@@ -223,7 +222,9 @@ def prompt_logprobs(
     def one_chunk(index, out: Logprobs) -> Logprobs:
         begin = index * chunk
         token_c = jax.lax.dynamic_slice_in_dim(wanted_t, begin, chunk)
-        part = logprobs_of(head(take("tokens", hidden_te, token_c)), jax.lax.dynamic_slice_in_dim(target_t, begin, chunk))
+        part = logprobs_of(
+            head(take("tokens", hidden_te, token_c)), jax.lax.dynamic_slice_in_dim(target_t, begin, chunk)
+        )
         return jax.tree.map(lambda o, p: jax.lax.dynamic_update_slice_in_dim(o, p, begin, axis=0), out, part)
 
     return jax.lax.fori_loop(0, (num_wanted + chunk - 1) // chunk, one_chunk, _no_logprobs(wanted_t.shape[0]))
