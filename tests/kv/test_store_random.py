@@ -78,7 +78,7 @@ class StoreWalk(RuleBasedStateMachine):
         assert (copies is None) == (shared % BLOCK > 0 and free == 0)
         if copies is None:
             return
-        for source, target in copies:
+        for source, target, _ in copies:
             self.pool[target] = list(self.pool[source])
         assert len(copies) == (shared % BLOCK > 0)
         self.known[child] = self.known[parent][:shared] + tail
