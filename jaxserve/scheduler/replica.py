@@ -31,8 +31,8 @@ class Replica:
         return sum(s.num_left for s in self.running if s.is_prefill)
 
     def is_feeding(self, request: Request) -> bool:
-        """Whether the prompt of a request is being computed here."""
-        return any(s.request is request and s.is_prefill for s in self.running)
+        """Whether the prompt of a request is being computed here, and so will be cached soon."""
+        return any(s.request is request and (s.is_prefill or not s.view.num_output) for s in self.running)
 
     def cached(self, sequence: Sequence) -> int:
         """Tokens of a waiting sequence that would not have to be fed here."""
