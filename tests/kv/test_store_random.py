@@ -29,7 +29,9 @@ class StoreWalk(RuleBasedStateMachine):
     def open(self, tokens, namespace, limit, touches):
         self.count += 1
         name = f"s{self.count}"
+        expected = self.store.cached(tokens, namespace, limit=limit)
         found = self.store.open(name, tokens, namespace, limit=limit)
+        assert found == expected
         if touches:
             self.store.touch(name)
         assert found <= min(limit, len(tokens))

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.sequence import Sequence, State
@@ -72,44 +72,51 @@ def may_start(scheduler: Scheduler, sequence: Sequence) -> bool:
 class ReplicaWalk(RuleBasedStateMachine):
     """Requests come, end and are aborted in any order; in the end every answer is what it was alone."""
 
+    def __init__(self, num_replicas: int):
+        super().__init__()
+        self.num_replicas = num_replicas
+
     @initialize(
-        num_replicas=st.sampled_from((1, 2, 4)),
-        num_blocks=st.integers(8, 24),
-        num_slots=st.integers(1, 4),
+        num_blocks=st.integers(8, 16),
+        num_slots=st.integers(1, 5),
         budget=st.integers(2, 24),
         policy=st.sampled_from(("fcfs", "priority")),
         caching=st.booleans(),
         overlap=st.booleans(),
     )
     def start(self, budget, **options):
-        self.rig = make_engine(budget=budget, max_model_len=MAX_MODEL_LEN, rungs=(4, 16, 64), **options)
+        options |= {"max_model_len": MAX_MODEL_LEN, "rungs": (4, 16, 64), "num_replicas": self.num_replicas}
+        self.rig = make_engine(budget=budget, **options)
         self.laws = Laws(self.rig, budget)
         self.requests, self.outputs, self.aborted = {}, {}, set()
 
     @rule(
         prefix=st.sampled_from(PREFIXES),
-        shared=st.integers(0, 16),
-        rest=st.lists(st.integers(1, VOCAB_SIZE - 1), min_size=1, max_size=6),
+        prompts=st.lists(
+            st.tuples(st.integers(0, 16), st.lists(st.integers(1, VOCAB_SIZE - 1), min_size=1, max_size=4)),
+            min_size=1,
+            max_size=5,
+        ),
         n=st.sampled_from((1, 1, 1, 2, 5)),
-        max_tokens=st.integers(1, 10),
+        max_tokens=st.integers(1, 20),
         priority=st.integers(-1, 1),
         edits=st.booleans(),
     )
-    def add(self, prefix, shared, rest, n, max_tokens, priority, edits):
-        name = f"r{len(self.requests)}"
-        options = {"frequency_penalty": 0.5} if edits else {}
-        self.requests[name] = ask(
-            name,
-            [*prefix[:shared], *rest],
-            n=n,
-            temperature=0.7,
-            seed=len(self.requests),
-            max_tokens=max_tokens,
-            min_tokens=max_tokens,
-            priority=priority,
-            **options,
-        )
-        self.rig.engine.add(self.requests[name])
+    def add(self, prefix, prompts, n, max_tokens, priority, edits):
+        for shared, rest in prompts:
+            name = f"r{len(self.requests)}"
+            request = self.requests[name] = ask(
+                name,
+                [*prefix[:shared], *rest],
+                n=n,
+                temperature=0.7,
+                seed=len(self.requests),
+                max_tokens=max_tokens,
+                min_tokens=max_tokens,
+                priority=priority,
+                frequency_penalty=0.5 * edits,
+            )
+            self.rig.engine.add(request)
 
     @precondition(lambda self: self.requests)
     @rule(count=st.integers(1, 6))
@@ -139,8 +146,10 @@ class ReplicaWalk(RuleBasedStateMachine):
                 check_answer(self.outputs[name], request, max_model_len=MAX_MODEL_LEN)
 
 
-ReplicaWalk.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
-TestReplicaWalk = ReplicaWalk.TestCase
+@pytest.mark.parametrize("num_replicas", [1, 2, 4])
+def test_laws_hold_in_random_walks(num_replicas):
+    walks = settings(max_examples=30, stateful_step_count=20, deadline=None)
+    run_state_machine_as_test(lambda: ReplicaWalk(num_replicas), settings=walks)
 
 
 def replicas_of(rig: Rig, request_id: str) -> list[int]:
