@@ -148,10 +148,14 @@ def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> Loca
 def _make_engine(
     config: EngineConfig, settled: _Settled, executor: LocalExecutor, tokenizer: Tokenizer | None
 ) -> Engine:
+    capacity = executor.capacity()
     scheduler = Scheduler(
-        KVStore(settled.num_blocks, config.block_size, caching=config.enable_prefix_caching),
+        [
+            KVStore(capacity.num_blocks, capacity.block_size, caching=config.enable_prefix_caching)
+            for _ in range(capacity.num_replicas)
+        ],
         POLICIES[config.scheduling_policy](),
-        executor.capacity(),
+        capacity,
         token_budget=settled.token_budget,
         chunked=config.enable_chunked_prefill,
     )

@@ -1,7 +1,9 @@
 """The shapes that are compiled. A step is padded to the next rung; few rungs, so that start-up is short."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from jaxserve.step import Load
 
 
 class Rung(NamedTuple):
@@ -31,9 +33,10 @@ def build_ladder(max_num_seqs: int, token_budget: int, multiple: int = 1) -> tup
     )
 
 
-def fit(ladder: Iterable[Rung], num_tokens: int, num_rows: int) -> Rung:
-    """The smallest rung that holds a step."""
-    decode_only = num_tokens == num_rows
+def fit(ladder: Iterable[Rung], loads: Sequence[Load]) -> Rung:
+    """The smallest rung that holds a step. All replicas run the same one, so it must hold the fullest."""
+    num_tokens, num_rows = (max(counts) for counts in zip(*loads, strict=True))
+    decode_only = all(load.num_tokens == load.num_rows for load in loads)
     holds = [r for r in ladder if r.tokens >= num_tokens and r.rows >= num_rows and (decode_only or not r.decode_only)]
     return min(holds, key=lambda r: (r.tokens, r.rows, not r.decode_only))
 

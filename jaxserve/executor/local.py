@@ -100,7 +100,7 @@ class LocalExecutor:
 
         With JAX's debug checks on, raises ValueError for a plan that points outside of the pool, before anything runs.
         """
-        rung = fit(self._ladder, plan.num_tokens, len(plan.rows))
+        rung = fit(self._ladder, plan.loads)
         inputs = make_inputs(
             plan,
             rung,
