@@ -6,10 +6,11 @@ same model code serves one device.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.lax import all_gather, all_to_all, axis_index
+from jax.lax import all_gather, all_to_all, axis_index, ppermute
 from jaxtyping import Array, Int
 
 from jaxserve.sharding.rules import RULES
@@ -55,3 +56,13 @@ def exchange(logical: str, x: jax.Array, *, split: int, join: int) -> jax.Array:
     """Cut `x` along `split`, one part for each device, and join what comes back along `join` (all-to-all)."""
     axes = mesh_axes(logical)
     return all_to_all(x, axes, split_axis=split, concat_axis=join, tiled=True) if axes else x
+
+
+def send(logical: str, x: jax.Array, to: Callable[[int], int]) -> jax.Array:
+    """Give `x` to device `to(i)` (modulo the devices), i being this one, and get what was sent here (permute).
+
+    `to` must lead to every device once.
+    """
+    axes, size = mesh_axes(logical), num_shards(logical)
+    pairs = [(i, to(i) % size) for i in range(size)]
+    return x if all(i == j for i, j in pairs) else ppermute(x, axes, pairs)
