@@ -1,4 +1,4 @@
-"""Keys and values of all devices are gathered at once: one collective, and queries stay. Best where there are few KV heads."""
+"""Keys and values of all devices are gathered at once: one collective. Best where there are few KV heads."""
 
 import jax
 import jax.numpy as jnp

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
         return self.num_tokens // 2 if self.zigzag else self.num_tokens
 
     def positions(self, device: Int[Array, ""] | int) -> Int[Array, " t"]:
-        """Where in the prompt the tokens of a device stand. `device` may lie outside of 0 .. P - 1, and is taken modulo P."""
+        """Where in the prompt the tokens of a device stand; `device` is taken modulo P."""
         device = device % self.num_devices
         offset = jnp.arange(self.run, dtype=jnp.int32)
         if not self.zigzag:

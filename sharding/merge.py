@@ -23,8 +23,8 @@ class Partial(NamedTuple):
 def merge(a: Partial, b: Partial) -> Partial:
     """Attention over the keys of both. A part without keys leaves the other as it is, bit by bit.
 
-    Source: Ring Attention, arXiv 2310.01889, as made safe from overflow in zhuzilin/ring-flash-attention; with both weights as
-    a sigmoid and the larger logarithm taken first, so that an empty part may stand on either side.
+    Source: Ring Attention, arXiv 2310.01889, as made safe from overflow in zhuzilin/ring-flash-attention; with both weights
+    as a sigmoid and the larger logarithm taken first, so that an empty part may stand on either side.
     """
     of_a_tn, of_b_tn = jax.nn.sigmoid(a.lse_tn - b.lse_tn), jax.nn.sigmoid(b.lse_tn - a.lse_tn)
     out_tnh = of_a_tn[..., None] * a.out_tnh + of_b_tn[..., None] * b.out_tnh

@@ -40,8 +40,8 @@ def prefill_attention(
 ) -> Float[Array, "t n h"]:
     """Attention of a prompt that starts at position 0 and is alone in its step; runs inside `jax.shard_map`.
 
-    Device i of the P that share the logical axis "tokens" has tokens i t .. (i + 1) t - 1, and gets their results. Outside of a
-    mesh, or with one device, nothing is sent.
+    Device i of the P that share the logical axis "tokens" has tokens i t .. (i + 1) t - 1, and gets their results. Outside
+    of a mesh, or with one device, nothing is sent.
 
     Args:
       q_tnh: this device's queries, rotated, not scaled; n is a multiple of the k KV heads.

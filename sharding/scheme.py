@@ -16,7 +16,7 @@ SCHEMES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One layer's attention of a prompt, split over devices in order. `itemsize` is that of queries, keys and values, bytes."""
+    """One layer's attention of a prompt, split over devices in order. `itemsize`: bytes of a query's number, or a key's."""
 
     num_devices: int
     num_tokens: int  # of the prompt, padding included
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def num_steps(self) -> int:
-        """How many other devices' blocks a query may need, in order of the prompt: fewer than all where a window ends before."""
+        """How many other devices' blocks a query may need: all, or those before it that a window reaches back to."""
         others = self.num_devices - 1
         # The first query of a block is (i - 1) * share + 1 behind the last key of the i-th block before it.
         return others if self.window is None else min(others, -(-(self.window - 1) // self.share))

@@ -14,8 +14,8 @@ from jaxserve.sharding.layout import AXIS
 def ulysses(q_tnh: jax.Array, k_tkh: jax.Array, v_tkh: jax.Array, call: Call) -> jax.Array:
     """One all-to-all for queries, keys and values, one for the result [t n h].
 
-    The devices must divide the query heads. KV heads are repeated where they are too few, so that each device gets those that
-    its queries read.
+    The devices must divide the query heads. KV heads are repeated where they are too few, so that each device gets those
+    that its queries read.
 
     Source: DeepSpeed-Ulysses, arXiv 2309.14509.
     """

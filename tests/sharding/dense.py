@@ -5,7 +5,7 @@ import numpy as np
 
 def dense(q_tnh, k_tkh, v_tkh, length: int, *, scale: float, causal: bool = True, window: int | None = None):
     """float64[t n h]; rows past the length are zeros."""
-    num_tokens, num_heads, _ = q_tnh.shape
+    num_heads = q_tnh.shape[1]
     group = num_heads // k_tkh.shape[1]
     out_tnh = np.zeros(q_tnh.shape)
     for query in range(length):
