@@ -6,10 +6,11 @@ same model code serves one device.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.lax import all_gather, all_to_all, axis_index
+from jax.lax import all_gather, all_to_all, axis_index, ppermute
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Shaped
 
@@ -86,3 +87,13 @@ def take(logical: str, x: Shaped[Array, "v *rest"], index: ArrayLike) -> Shaped[
         return picked
     is_here = (local < size).reshape(*local.shape, *(1,) * (x.ndim - 1))
     return sum_over(logical, jnp.where(is_here, picked, 0))
+
+
+def send(logical: str, x: jax.Array, to: Callable[[int], int]) -> jax.Array:
+    """Give `x` to device `to(i)` (modulo the devices), i being this one, and get what was sent here (permute).
+
+    `to` must lead to every device once.
+    """
+    axes, size = mesh_axes(logical), num_shards(logical)
+    pairs = [(i, to(i) % size) for i in range(size)]
+    return x if all(i == j for i, j in pairs) else ppermute(x, axes, pairs)
