@@ -157,10 +157,15 @@ def estimate_s(scheme: str, case: Case, links: Links) -> float:
     raise ValueError(f"{scheme=} is unknown; there are: {', '.join(SCHEMES)}")
 
 
-def choose_scheme(case: Case, links: Links) -> str:
-    """The scheme with the least estimate among those that take the case."""
+def choose_scheme(case: Case, links: Links, *, into_pool: bool = False) -> str:
+    """The scheme with the least estimate among those that take the case.
+
+    into_pool: keys and values go into a pool that is split by heads; all but Ulysses exchange them for that once more.
+    """
     able = [scheme for scheme in SCHEMES if not refusal(scheme, case)]
-    return min(able, key=lambda scheme: estimate_s(scheme, case, links))
+    sent = case.kv_bytes * (case.num_devices - 1) / case.num_devices
+    stored_s = links.start_s + sent / links.bytes_per_s if into_pool else 0.0
+    return min(able, key=lambda scheme: estimate_s(scheme, case, links) + (scheme != "ulysses") * stored_s)
 
 
 def _relaid_bytes(case: Case) -> int:
