@@ -194,6 +194,7 @@ class LLM:
             "padded_tokens": self._engine.padded_tokens,
             "failed_steps": self._engine.failed_steps,
             "compiles_after_ready": self._built.executor.num_late_compiles,
+            "steps_by_scheme": dict(self._built.executor.steps_by_scheme),
             "num_waiting": scheduler.num_waiting,
             "num_running": scheduler.num_running,
             "kv_blocks_held": scheduler.num_held_blocks,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxserve import LLM, SamplingParams
+from jaxserve.config import SEQUENCE_SCHEMES
 from jaxserve.errors import ConfigError
 from tests.models import toy
 
@@ -71,6 +72,17 @@ def test_answers_do_not_depend_on_the_mesh(sizes: dict[str, int], checkpoint: Pa
 @pytest.mark.parametrize("sizes", SLOW)
 def test_answers_do_not_depend_on_any_mesh(sizes: dict[str, int], checkpoint: Path, expected: list[Any]):
     assert_same(answers(checkpoint, **sizes), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", [scheme for scheme in SEQUENCE_SCHEMES if scheme not in ("auto", "ulysses")])
+def test_a_prompt_alone_may_be_shared_by_any_scheme(scheme: str, checkpoint: Path, expected: list[Any]):
+    options = OPTIONS | {"max_num_seqs": 1, "max_num_batched_tokens": 64, "sequence_parallel_scheme": scheme}
+    llm = LLM(str(checkpoint), **options, sequence_parallel_size=4, tensor_parallel_size=2)
+    assert_same(llm.generate([{"prompt_token_ids": p} for p in PROMPTS], GREEDY), expected[: len(PROMPTS)])
+    metrics = llm.metrics()
+    assert metrics["compiles_after_ready"] == 0
+    assert metrics["steps_by_scheme"][scheme] >= len(PROMPTS)
 
 
 def assert_same(actual: list[Any], expected: list[Any]) -> None:

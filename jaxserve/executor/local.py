@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -73,6 +74,7 @@ class LocalExecutor:
         self._jitted_start = jit_start(shapes, mesh)
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self.num_late_compiles = 0  # compilations while dispatching: a bug if not 0
+        self.steps_by_scheme: Counter[str] = Counter()  # of prompts whose attention was shared by a scheme of its own
 
     def capacity(self) -> Capacity:
         """Pool, slots and compiled step sizes."""
@@ -120,6 +122,8 @@ class LocalExecutor:
                 self._start_slot(start)
             outputs, self._state = self._compiled[rung](self._params, self._state, inputs)
             self.num_late_compiles += count_compiles() - compiles
+            if rung.scheme is not None:
+                self.steps_by_scheme[rung.scheme] += 1
         return Pending(plan, rung, outputs)
 
     def collect(self, pending: Pending) -> StepResult:
