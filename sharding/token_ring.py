@@ -40,7 +40,7 @@ def pass_q(q_tnh: jax.Array, k_tkh: jax.Array, v_tkh: jax.Array, call: Call) -> 
         if step < call.num_steps:
             coming = _backward(here)
         done = merge(_send(done, -1), call.attend(here, kv_2tkh, q_hop=-step))
-    return _send(done, -1).out_tnh
+    return _backward(done.out_tnh.astype(q_tnh.dtype))
 
 
 def _backward(x: jax.Array) -> jax.Array:

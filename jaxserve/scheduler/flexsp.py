@@ -115,8 +115,8 @@ def plan(lengths: Sequence[int], num_devices: int, cost: CostModel) -> list[Wave
 
 
 def form_wave(lengths: Sequence[int], prompts: Sequence[int], num_devices: int, cost: CostModel) -> Wave | None:
-    """The wave of these prompts (indices) that is done soonest, and of such the one that keeps devices least, as far as giving
-    them out longest first finds it. None if they do not fit."""
+    """The wave of these prompts (indices) that is done soonest, and of such the one that keeps devices least, as far as
+    giving them out longest first finds it. None if they do not fit."""
     order = sorted(prompts, key=lambda i: (-lengths[i], i))
     works = {degree: [cost.work_s(lengths[i], degree) for i in order] for degree in cost.degrees(num_devices)}
     best: Wave | None = None
