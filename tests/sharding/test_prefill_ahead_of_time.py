@@ -1,4 +1,4 @@
-"""The TPU compiler takes a scheme for four real devices, sends no more than the table says, and hides it behind computing."""
+"""The TPU compiler takes a scheme for four real devices, sends what the table says, and hides it behind computing."""
 
 import math
 import os
