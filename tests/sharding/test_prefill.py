@@ -106,6 +106,21 @@ def test_one_device_sends_nothing(scheme):
     check(case_of(1, GQA, 24), scheme, (24, 7))
 
 
+@pytest.mark.parametrize("scheme", ["zigzag", "ulysses"])
+def test_with_heads_split_over_another_axis(scheme):
+    """2 x 2 devices: each pair shares the tokens of half of the heads."""
+    spec = PartitionSpec("sequence", "tensor")
+    mesh = make_mesh(Parallel(sequence=2, tensor=2))
+
+    def attend(q_tnh, k_tkh, v_tkh, length):
+        return prefill_attention(q_tnh, k_tkh, v_tkh, length, scale=SCALE, scheme=scheme)
+
+    specs = {"in_specs": (spec, spec, spec, PartitionSpec()), "out_specs": spec}
+    arrays = prompt(24, *GQA, HEAD_SIZE)
+    out = jax.jit(jax.shard_map(attend, mesh=mesh, check_vma=False, **specs))(*arrays, jnp.int32(19))
+    np.testing.assert_allclose(out[:19], dense(*arrays, 19, scale=SCALE)[:19], rtol=0, atol=1e-6)
+
+
 def test_outside_of_a_mesh():
     arrays = prompt(20, *GQA, HEAD_SIZE)
     out = prefill_attention(*map(jnp.asarray, arrays), jnp.int32(20), scale=SCALE, scheme="zigzag")
