@@ -21,6 +21,10 @@ _LIMITS = {
     "vocab_size": 1 << 22,
     "head_dim": 1_024,
     "max_position_embeddings": 1 << 27,
+    "num_experts": 4_096,
+    "num_local_experts": 4_096,
+    "moe_intermediate_size": 1 << 20,
+    "shared_expert_intermediate_size": 1 << 20,
 }
 
 
@@ -49,14 +53,31 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Experts:
+    """A mixture of experts in place of some layers' feed-forward part.
+
+    `num_slots` is how many experts' weights are held: more than `count` if some are held twice to share their load. As
+    `Rope.length`, it is not of the checkpoint but of how it is served.
+    """
+
+    count: int
+    per_token: int  # experts that a token is given to
+    ffn_size: int  # of one expert
+    sums_to_one: bool  # the weights of a token's experts do, else those of all experts
+    layers: tuple[bool, ...]  # which layers have experts; the others are dense
+    shared_ffn_size: int = 0  # of the expert that every token is given to; 0: there is none
+    num_slots: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """A dense decoder of the Llama shape. Hashable, so that it can be a static argument of a jitted function."""
+    """A decoder of the Llama shape. Hashable, so that it can be a static argument of a jitted function."""
 
     architecture: str
     vocab_size: int
     num_layers: int
     embed_size: int
-    ffn_size: int
+    ffn_size: int  # of dense layers
     num_heads: int
     num_kv_heads: int
     head_size: int
@@ -68,6 +89,7 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    experts: Experts | None = None
     windows: tuple[int | None, ...] = ()  # per layer: sliding window in tokens (itself included), None = full
     dtype: str = "float32"  # of the checkpoint
     eos_token_ids: tuple[int, ...] = ()
@@ -84,8 +106,8 @@ class ModelConfig:
         return 2 * self.num_layers * self.num_kv_heads * self.head_size
 
 
-def dense_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
-    """Read the config of a Llama, Mistral, Qwen2 or Qwen3 checkpoint.
+def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+    """Read the config of a Llama, Mistral, Qwen2 or Qwen3 checkpoint, or of one of their relatives with experts.
 
     Raises:
       CheckpointError: a key is missing, absurd, inconsistent, or asks for a feature that is not implemented.
@@ -118,13 +140,14 @@ def dense_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         num_kv_heads=num_kv_heads,
         head_size=head_size,
         norm_eps=norm_eps,
-        rope=_rope(raw, max_position),
+        rope=_rope(raw, max_position, traits.rope_theta),
         max_position=max_position,
         tie_embeddings=bool(raw.get("tie_word_embeddings", traits.tied)),
-        qkv_bias=traits.qkv_bias or bool(traits.bias_keys and raw.get("attention_bias", False)),
+        qkv_bias=bool(raw.get(traits.qkv_bias_key, traits.qkv_bias)),
         out_bias=bool(traits.out_bias_key and raw.get("attention_bias", False)),
         mlp_bias=bool(traits.mlp_bias_key and raw.get("mlp_bias", False)),
         qk_norm=traits.qk_norm,
+        experts=traits.experts(raw, num_layers) if traits.experts else None,
         windows=traits.windows(raw, num_layers),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
         eos_token_ids=token_ids(raw.get("eos_token_id"), "eos_token_id"),
@@ -161,11 +184,13 @@ class _Traits:
 
     windows: Callable[[Mapping[str, Any], int], tuple[int | None, ...]]
     tied: bool = False
-    qkv_bias: bool = False  # always, whatever the config says
-    bias_keys: bool = False  # `attention_bias` is read for q, k, v
-    out_bias_key: bool = False  # ... and for o
+    qkv_bias: bool = False  # where the config says nothing
+    qkv_bias_key: str = ""  # the key that says it, if there is one
+    out_bias_key: bool = False  # `attention_bias` is read for o
     mlp_bias_key: bool = False
     qk_norm: bool = False
+    rope_theta: float = 10_000.0  # where the config names none
+    experts: Callable[[Mapping[str, Any], int], Experts] | None = None
 
 
 def _no_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
@@ -192,17 +217,84 @@ def _qwen_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, 
     return tuple(window if layer >= first else None for layer in range(num_layers))
 
 
+def _windows_everywhere(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    return _mistral_windows(raw if raw.get("use_sliding_window", False) else {}, num_layers)
+
+
+def _no_windows_known(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    """No published checkpoint has windows, and versions of transformers differ in which layers would have one."""
+    if raw.get("use_sliding_window", False):
+        raise CheckpointError("use_sliding_window is not implemented for Qwen2-MoE")
+    return (None,) * num_layers
+
+
+def _mixtral_experts(raw: Mapping[str, Any], num_layers: int) -> Experts:
+    count = _positive_int(raw, "num_local_experts")
+    return Experts(
+        count=count,
+        per_token=_experts_per_token(raw, count),
+        ffn_size=_positive_int(raw, "intermediate_size"),
+        sums_to_one=True,
+        layers=(True,) * num_layers,
+        num_slots=count,
+    )
+
+
+def _qwen_experts(raw: Mapping[str, Any], num_layers: int) -> Experts:
+    count = _positive_int(raw, "num_experts")
+    step = _positive_int(raw, "decoder_sparse_step", default=1)
+    dense = raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
+        raise CheckpointError(f"mlp_only_layers must be a list of layers, not {dense!r:.80}")
+    return Experts(
+        count=count,
+        per_token=_experts_per_token(raw, count),
+        ffn_size=_positive_int(raw, "moe_intermediate_size"),
+        sums_to_one=bool(raw.get("norm_topk_prob", False)),
+        layers=tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers)),
+        num_slots=count,
+    )
+
+
+def _qwen2_experts(raw: Mapping[str, Any], num_layers: int) -> Experts:
+    shared = _positive_int(raw, "shared_expert_intermediate_size")
+    return dataclasses.replace(_qwen_experts(raw, num_layers), shared_ffn_size=shared)
+
+
+def _experts_per_token(raw: Mapping[str, Any], count: int) -> int:
+    per_token = _positive_int(raw, "num_experts_per_tok")
+    if per_token > count:
+        raise CheckpointError(f"num_experts_per_tok={per_token} is more than the {count} experts there are")
+    return per_token
+
+
 _TRAITS: Mapping[str, _Traits] = {
-    "LlamaForCausalLM": _Traits(windows=_no_windows, bias_keys=True, out_bias_key=True, mlp_bias_key=True),
+    "LlamaForCausalLM": _Traits(
+        windows=_no_windows, qkv_bias_key="attention_bias", out_bias_key=True, mlp_bias_key=True
+    ),
     "MistralForCausalLM": _Traits(windows=_mistral_windows),
     "Qwen2ForCausalLM": _Traits(windows=_qwen_windows, qkv_bias=True),
-    "Qwen3ForCausalLM": _Traits(windows=_qwen_windows, bias_keys=True, out_bias_key=True, qk_norm=True),
+    "Qwen3ForCausalLM": _Traits(windows=_qwen_windows, qkv_bias_key="attention_bias", out_bias_key=True, qk_norm=True),
+    "MixtralForCausalLM": _Traits(windows=_mistral_windows, rope_theta=1_000_000.0, experts=_mixtral_experts),
+    "Qwen2MoeForCausalLM": _Traits(
+        windows=_no_windows_known, qkv_bias=True, qkv_bias_key="qkv_bias", experts=_qwen2_experts
+    ),
+    "Qwen3MoeForCausalLM": _Traits(
+        windows=_windows_everywhere,
+        qkv_bias_key="attention_bias",
+        out_bias_key=True,
+        qk_norm=True,
+        experts=_qwen_experts,
+    ),
 }
 _BY_MODEL_TYPE = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 ARCHITECTURES: tuple[str, ...] = tuple(sorted(_TRAITS))
 
@@ -227,7 +319,7 @@ def _refuse_unimplemented(raw: Mapping[str, Any]) -> None:
         raise CheckpointError(f"layer_types {sorted(set(map(str, unknown)))!s:.80} are not implemented")
 
 
-def _rope(raw: Mapping[str, Any], max_position: int) -> Rope:
+def _rope(raw: Mapping[str, Any], max_position: int, default_theta: float) -> Rope:
     """Both spellings: `rope_theta` + `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5)."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
@@ -244,7 +336,7 @@ def _rope(raw: Mapping[str, Any], max_position: int) -> Rope:
     optional |= {key: _number(scaling, key) for key in ("mscale", "mscale_all_dim") if scaling.get(key)}
     rope = Rope(
         kind=kind,
-        theta=_number(theta_from, "rope_theta", default=10_000.0),
+        theta=_number(theta_from, "rope_theta", default=default_theta),
         factor=_number(scaling, "factor", default=None if kind not in ("default",) else 1.0),
         original_max_position=int(_number(scaling, "original_max_position_embeddings", default=max_position)),
         truncate=bool(scaling.get("truncate", True)),
