@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxserve.clock import WallClock
 from jaxserve.config import EngineConfig, cache_folder
@@ -14,7 +15,8 @@ from jaxserve.engine import Engine
 from jaxserve.errors import CapacityError, CheckpointError, ConfigError
 from jaxserve.executor.compiles import count_compiles
 from jaxserve.executor.ladder import build_ladder
-from jaxserve.executor.local import DeviceState, LocalExecutor
+from jaxserve.executor.local import LocalExecutor
+from jaxserve.executor.program import DeviceState
 from jaxserve.kv.store import KVStore
 from jaxserve.memory import free_host_bytes, step_bytes
 from jaxserve.models import weights
@@ -28,6 +30,7 @@ from jaxserve.sampling.sampler import empty_state
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.policies.fcfs import Fcfs
 from jaxserve.scheduler.policies.priority import Priority
+from jaxserve.sharding.mesh import AXES, Parallel, make_mesh
 from jaxserve.tokenizer import Tokenizer, load_tokenizer
 
 POLICIES = {"fcfs": Fcfs, "priority": Priority}
@@ -50,6 +53,8 @@ class Built:
 class _Settled:
     """What can be told from the options and config.json alone."""
 
+    parallel: Parallel
+    mesh: Mesh | None  # None: one device
     cfg: ModelConfig
     family: ModelFamily
     specs: Any
@@ -94,28 +99,39 @@ def _settle(config: EngineConfig, cfg: ModelConfig) -> _Settled:
     """Check the options against the model, and size everything."""
     dtype, kv_dtype = _dtypes(config, cfg)
     _check_attention(config.attention_backend)
+    parallel = parallel_of(config)
+    shards = (parallel.num_shards(axis) for axis in ("heads", "pool_heads", "experts"))
+    cfg = cfg.for_shards(*shards)
+    mesh = make_mesh(parallel) if parallel.num_devices > 1 else None
     max_model_len = _max_model_len(config, cfg)
     token_budget = _token_budget(config, max_model_len)
     cfg = dataclasses.replace(cfg, rope=dataclasses.replace(cfg.rope, length=max_model_len))
     family = family_of(cfg)
     specs = family.abstract(cfg)
-    max_model_len, num_blocks = _size_pool(config, cfg, specs, dtype, kv_dtype, max_model_len, token_budget)
-    return _Settled(cfg, family, specs, dtype, kv_dtype, max_model_len, token_budget, num_blocks)
+    max_model_len, num_blocks = _size_pool(config, parallel, cfg, specs, dtype, kv_dtype, max_model_len, token_budget)
+    return _Settled(parallel, mesh, cfg, family, specs, dtype, kv_dtype, max_model_len, token_budget, num_blocks)
+
+
+def parallel_of(config: EngineConfig) -> Parallel:
+    """The mesh that the options ask for."""
+    return Parallel(*(getattr(config, f"{axis}_parallel_size") for axis in AXES))
 
 
 def _load_weights(folder: Path, config: EngineConfig, settled: _Settled) -> Any:
     if config.load_format == "dummy":
-        return weights.random(settled.specs, settled.dtype, config.seed)
-    return weights.load(folder, settled.specs, settled.dtype)
+        return weights.random(settled.specs, settled.dtype, config.seed, settled.mesh)
+    return weights.load(folder, settled.specs, settled.dtype, settled.mesh)
 
 
 def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> LocalExecutor:
-    cfg = settled.cfg
+    cfg, replicas = settled.cfg, settled.parallel.data
+    ladder = build_ladder(config.max_num_seqs, settled.token_budget, settled.parallel.sequence)
 
     def empty() -> DeviceState:
+        num_blocks, as_bits = replicas * settled.num_blocks, _keeps_bits(config)
         return DeviceState(
-            kv=empty_pages(cfg, settled.num_blocks, config.block_size, settled.kv_dtype, as_bits=_keeps_bits(config)),
-            sampler=empty_state(config.max_num_seqs, cfg.vocab_size),
+            kv=empty_pages(cfg, num_blocks, config.block_size, settled.kv_dtype, as_bits=as_bits),
+            sampler=empty_state(replicas * config.max_num_seqs, cfg.vocab_size + cfg.vocab_padding),
         )
 
     return LocalExecutor(
@@ -123,9 +139,10 @@ def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> Loca
         cfg,
         params,
         empty,
-        build_ladder(config.max_num_seqs, settled.token_budget),
+        ladder,
         max_model_len=settled.max_model_len,
         attention_backend=config.attention_backend,
+        mesh=settled.mesh,
     )
 
 
@@ -154,6 +171,7 @@ def _make_engine(
 def _facts(config: EngineConfig, settled: _Settled) -> dict[str, Any]:
     return {
         "backend": jax.default_backend(),
+        "parallel": str(settled.parallel),
         "matmul_backend": matmul.chosen(settled.dtype),
         "architecture": settled.cfg.architecture,
         "dtype": str(settled.dtype),
@@ -162,8 +180,10 @@ def _facts(config: EngineConfig, settled: _Settled) -> dict[str, Any]:
         "max_num_batched_tokens": settled.token_budget,
         "num_kv_blocks": settled.num_blocks,
         "block_size": config.block_size,
-        "weight_bytes": weights.nbytes(settled.specs, settled.dtype),
-        "kv_pool_bytes": settled.num_blocks * block_bytes(settled.cfg, config.block_size, settled.kv_dtype),
+        "weight_bytes": weights.nbytes(settled.specs, settled.dtype, settled.parallel),
+        "kv_pool_bytes": settled.num_blocks
+        * block_bytes(settled.cfg, config.block_size, settled.kv_dtype)
+        // settled.parallel.num_shards("pool_heads"),
     }
 
 
@@ -184,11 +204,11 @@ def _check_attention(backend: str | None) -> None:
 
 def _attention_backend(config: EngineConfig, settled: _Settled) -> str:
     """The implementation that will run, by name. Raises ConfigError if the one asked for refuses this model."""
-    cfg, kv_dtype = settled.cfg, settled.kv_dtype
+    cfg, kv_dtype, shards = settled.cfg, settled.kv_dtype, settled.parallel.num_shards("pool_heads")
     try:
         return attention.chosen(
-            num_heads=cfg.num_heads,
-            num_kv_heads=cfg.num_kv_heads,
+            num_heads=cfg.num_heads // shards,
+            num_kv_heads=cfg.num_kv_heads // shards,
             head_size=cfg.head_size,
             page_size=config.block_size,
             dtype=settled.dtype,
@@ -239,6 +259,7 @@ def _token_budget(config: EngineConfig, max_model_len: int) -> int:
 
 def _size_pool(
     config: EngineConfig,
+    parallel: Parallel,
     cfg: ModelConfig,
     specs: Any,
     dtype: jnp.dtype,
@@ -251,14 +272,14 @@ def _size_pool(
     The longest allowed sequence must fit the pool alone, else it could never finish. A default length shrinks to the
     pool; a length asked for by name is an error instead.
     """
-    per_block = block_bytes(cfg, config.block_size, kv_dtype)
+    per_block = block_bytes(cfg, config.block_size, kv_dtype) // parallel.num_shards("pool_heads")
     need = -(-max_model_len // config.block_size)
     if config.num_kv_blocks is not None:
         num_blocks = config.num_kv_blocks
     else:
         kind = jax.devices()[0].device_kind
         needed = step_bytes(cfg, token_budget, config.max_num_seqs, dtype.itemsize, kind)
-        budget = _pool_budget(config, weights.nbytes(specs, dtype), needed)
+        budget = _pool_budget(config, parallel.num_devices, weights.nbytes(specs, dtype, parallel), needed)
         num_blocks = min(budget // per_block, config.max_num_seqs * need)
     if num_blocks >= need:
         return max_model_len, num_blocks
@@ -272,15 +293,15 @@ def _size_pool(
     )
 
 
-def _pool_budget(config: EngineConfig, weight_bytes: int, step: int) -> int:
-    """Bytes the KV pool may take by default: what weights and steps leave."""
+def _pool_budget(config: EngineConfig, num_devices: int, weight_bytes: int, step: int) -> int:
+    """Bytes the KV pool may take of each device by default: what weights and steps leave."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         usable = int(stats["bytes_limit"] * config.memory_utilization) - stats.get("bytes_in_use", 0)
         free = usable - weight_bytes - step
     else:
-        usable = int(free_host_bytes() * config.memory_utilization / 2)
-        free = min(usable - weight_bytes - step, _CPU_POOL_BYTES)
+        usable = int(free_host_bytes() * config.memory_utilization / 2) // num_devices  # emulated, they share it
+        free = min(usable - weight_bytes - step, _CPU_POOL_BYTES // num_devices)
     if free <= 0:
         raise CapacityError(
             f"the weights need {weight_bytes / 1e9:.1f} GB and a step {step / 1e9:.1f} GB, which leaves nothing of "

@@ -59,10 +59,10 @@ class EngineConfig:
     attention_backend: str | None = option(None, "attention implementation by name; default: the first that fits")
     native_kernels: bool = option(True, "compile our C++ kernels for CPU, if a C++ compiler is there")
     seed: int = option(0, "seed of sampling for requests that bring none, and of dummy weights")
-    tensor_parallel_size: int = option(1, "devices that share each layer's weights (only 1 so far)")
-    data_parallel_size: int = option(1, "replicas of the weights (only 1 so far)")
-    sequence_parallel_size: int = option(1, "devices that share a long prompt (only 1 so far)")
-    expert_parallel_size: int = option(1, "devices that share a layer's experts (only 1 so far)")
+    tensor_parallel_size: int = option(1, "devices that share each layer's weights")
+    data_parallel_size: int = option(1, "replicas of the weights, each with its own requests")
+    sequence_parallel_size: int = option(1, "devices that share the tokens of a step")
+    expert_parallel_size: int = option(1, "devices that share a layer's experts, and otherwise its weights")
     quantization: str | None = option(None, "weight quantisation (none so far)")
     compilation_cache: str | None = option("auto", "folder of compiled programs kept between runs; auto, or none")
     progress: bool = option(True, "show a progress bar while the engine warms up")
@@ -93,8 +93,8 @@ class EngineConfig:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a string or None")
         for name in ("tensor", "data", "sequence", "expert"):
             size = getattr(self, f"{name}_parallel_size")
-            if not _is_int(size) or size != 1:
-                raise ConfigError(f"{name}_parallel_size={size!r} is not supported yet", remedy="Leave it at 1")
+            if not _is_int(size) or not 1 <= size <= 1 << 16:
+                raise ConfigError(f"{name}_parallel_size={size!r} must be a positive whole number")
         if self.quantization is not None:
             raise ConfigError(f"quantization={self.quantization!r} is not supported yet", remedy="Leave it out")
 

@@ -5,27 +5,15 @@ names the key; keys that do not change the numbers are ignored.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxserve.errors import CheckpointError
+from jaxserve.errors import CheckpointError, ConfigError
+from jaxserve.models.config_experts import Experts, mixtral_experts, qwen2_experts, qwen_experts
+from jaxserve.models.config_keys import LIMITS, number, positive_int
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
-
-# Far above any published model; a config beyond these is damaged or hostile and must not reach an allocator.
-_LIMITS = {
-    "hidden_size": 65_536,
-    "num_hidden_layers": 1_024,
-    "num_attention_heads": 1_024,
-    "intermediate_size": 1 << 20,
-    "vocab_size": 1 << 22,
-    "head_dim": 1_024,
-    "max_position_embeddings": 1 << 27,
-    "num_experts": 4_096,
-    "num_local_experts": 4_096,
-    "moe_intermediate_size": 1 << 20,
-    "shared_expert_intermediate_size": 1 << 20,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,23 +41,6 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Experts:
-    """A mixture of experts in place of some layers' feed-forward part.
-
-    `num_slots` is how many experts' weights are held: more than `count` if some are held twice to share their load. As
-    `Rope.length`, it is not of the checkpoint but of how it is served.
-    """
-
-    count: int
-    per_token: int  # experts that a token is given to
-    ffn_size: int  # of one expert
-    sums_to_one: bool  # the weights of a token's experts do, else those of all experts
-    layers: tuple[bool, ...]  # which layers have experts; the others are dense
-    shared_ffn_size: int = 0  # of the expert that every token is given to; 0: there is none
-    num_slots: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """A decoder of the Llama shape. Hashable, so that it can be a static argument of a jitted function."""
 
@@ -94,6 +65,44 @@ class ModelConfig:
     dtype: str = "float32"  # of the checkpoint
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    # To be shared by devices, see `for_shards`:
+    kv_repeat: int = 1  # times that each stored KV head occurs among the `num_kv_heads`
+    vocab_padding: int = 0  # rows of zeros at the end of the embedding table
+
+    def for_shards(self, weight_shards: int, pool_shards: int, expert_shards: int = 1) -> "ModelConfig":
+        """The same model, laid out so that so many devices can share its weights, its KV heads, and its experts: KV heads
+        are repeated if they are too few (each copy serves a part of its queries), and the embedding table is padded.
+
+        Raises:
+          ConfigError: query heads, feed-forward columns or experts do not divide; the sizes that would are named.
+        """
+        if self.experts:
+            self.experts.check_shards(expert_shards, weight_shards // expert_shards)
+        repeated = math.lcm(self.num_kv_heads, pool_shards)
+        if self.num_heads % repeated or self._dense_columns % weight_shards:
+            raise ConfigError(
+                f"{self.num_heads} heads (of {self.num_kv_heads} KV heads) and {self.ffn_size} feed-forward columns cannot "
+                f"be shared evenly by {pool_shards} devices",
+                remedy=f"Choose tensor * expert * sequence from {', '.join(map(str, self._shard_counts()))}",
+            )
+        return dataclasses.replace(
+            self,
+            num_kv_heads=repeated,
+            kv_repeat=repeated // self.num_kv_heads,
+            vocab_padding=-self.vocab_size % weight_shards,
+        )
+
+    def _shard_counts(self) -> list[int]:
+        """Numbers of devices that heads and feed-forward columns can be shared by."""
+        counts = range(1, self.num_heads + 1)
+        return [
+            n for n in counts if not self.num_heads % math.lcm(self.num_kv_heads, n) and not self._dense_columns % n
+        ]
+
+    @property
+    def _dense_columns(self) -> int:
+        """`ffn_size`, if any layer is dense; else 0, which any number of devices can share."""
+        return 0 if self.experts and all(self.experts.layers) else self.ffn_size
 
     @property
     def group(self) -> int:
@@ -114,28 +123,28 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     """
     architecture = architecture_of(raw)
     traits = _TRAITS[architecture]
-    embed_size = _positive_int(raw, "hidden_size")
-    num_heads = _positive_int(raw, "num_attention_heads")
-    num_kv_heads = _positive_int(raw, "num_key_value_heads", default=num_heads)
-    head_size = _positive_int(raw, "head_dim", default=max(embed_size // num_heads, 1))
-    num_layers = _positive_int(raw, "num_hidden_layers")
-    max_position = _positive_int(raw, "max_position_embeddings", default=2048)
+    embed_size = positive_int(raw, "hidden_size")
+    num_heads = positive_int(raw, "num_attention_heads")
+    num_kv_heads = positive_int(raw, "num_key_value_heads", default=num_heads)
+    head_size = positive_int(raw, "head_dim", default=max(embed_size // num_heads, 1))
+    num_layers = positive_int(raw, "num_hidden_layers")
+    max_position = positive_int(raw, "max_position_embeddings", default=2048)
     if num_heads % num_kv_heads:
         raise CheckpointError(
             f"num_attention_heads={num_heads} is not a multiple of num_key_value_heads={num_kv_heads}"
         )
     if head_size % 2 or head_size < 4:
         raise CheckpointError(f"head_dim={head_size} is odd or below 4; rotary embeddings need an even head size")
-    norm_eps = _number(raw, "rms_norm_eps", default=1e-6)
+    norm_eps = number(raw, "rms_norm_eps", default=1e-6)
     if norm_eps < 0:
         raise CheckpointError(f"config.json: rms_norm_eps={norm_eps} must not be negative")
     _refuse_unimplemented(raw)
     return ModelConfig(
         architecture=architecture,
-        vocab_size=_positive_int(raw, "vocab_size"),
+        vocab_size=positive_int(raw, "vocab_size"),
         num_layers=num_layers,
         embed_size=embed_size,
-        ffn_size=_positive_int(raw, "intermediate_size"),
+        ffn_size=positive_int(raw, "intermediate_size"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_size=head_size,
@@ -172,7 +181,7 @@ def architecture_of(raw: Mapping[str, Any]) -> str:
 def token_ids(value: Any, key: str) -> tuple[int, ...]:
     """`None`, one id or a list of ids -> tuple of ids."""
     values = [] if value is None else value if isinstance(value, list) else [value]
-    limit = _LIMITS["vocab_size"]
+    limit = LIMITS["vocab_size"]
     if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < limit for v in values):
         raise CheckpointError(f"{key} must be a token id or a list of token ids, not {value!r:.80}")
     return tuple(values)
@@ -200,20 +209,20 @@ def _no_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ..
 
 def _mistral_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
     window = raw.get("sliding_window")
-    return (None if window is None else _positive_int(raw, "sliding_window"),) * num_layers
+    return (None if window is None else positive_int(raw, "sliding_window"),) * num_layers
 
 
 def _qwen_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
     """Layers from `max_window_layers` on are windowed, and only when `use_sliding_window` says so."""
     if not raw.get("use_sliding_window", False) or raw.get("sliding_window") is None:
         return (None,) * num_layers
-    window = _positive_int(raw, "sliding_window")
+    window = positive_int(raw, "sliding_window")
     types = raw.get("layer_types")
     if types is not None:
         if not isinstance(types, list) or len(types) != num_layers:
             raise CheckpointError(f"layer_types must list {num_layers} layers, not {types!r:.80}")
         return tuple(window if t == "sliding_attention" else None for t in types)
-    first = int(_number(raw, "max_window_layers", default=28))
+    first = int(number(raw, "max_window_layers", default=28))
     return tuple(window if layer >= first else None for layer in range(num_layers))
 
 
@@ -228,46 +237,6 @@ def _no_windows_known(raw: Mapping[str, Any], num_layers: int) -> tuple[int | No
     return (None,) * num_layers
 
 
-def _mixtral_experts(raw: Mapping[str, Any], num_layers: int) -> Experts:
-    count = _positive_int(raw, "num_local_experts")
-    return Experts(
-        count=count,
-        per_token=_experts_per_token(raw, count),
-        ffn_size=_positive_int(raw, "intermediate_size"),
-        sums_to_one=True,
-        layers=(True,) * num_layers,
-        num_slots=count,
-    )
-
-
-def _qwen_experts(raw: Mapping[str, Any], num_layers: int) -> Experts:
-    count = _positive_int(raw, "num_experts")
-    step = _positive_int(raw, "decoder_sparse_step", default=1)
-    dense = raw.get("mlp_only_layers") or []
-    if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
-        raise CheckpointError(f"mlp_only_layers must be a list of layers, not {dense!r:.80}")
-    return Experts(
-        count=count,
-        per_token=_experts_per_token(raw, count),
-        ffn_size=_positive_int(raw, "moe_intermediate_size"),
-        sums_to_one=bool(raw.get("norm_topk_prob", False)),
-        layers=tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers)),
-        num_slots=count,
-    )
-
-
-def _qwen2_experts(raw: Mapping[str, Any], num_layers: int) -> Experts:
-    shared = _positive_int(raw, "shared_expert_intermediate_size")
-    return dataclasses.replace(_qwen_experts(raw, num_layers), shared_ffn_size=shared)
-
-
-def _experts_per_token(raw: Mapping[str, Any], count: int) -> int:
-    per_token = _positive_int(raw, "num_experts_per_tok")
-    if per_token > count:
-        raise CheckpointError(f"num_experts_per_tok={per_token} is more than the {count} experts there are")
-    return per_token
-
-
 _TRAITS: Mapping[str, _Traits] = {
     "LlamaForCausalLM": _Traits(
         windows=_no_windows, qkv_bias_key="attention_bias", out_bias_key=True, mlp_bias_key=True
@@ -275,16 +244,16 @@ _TRAITS: Mapping[str, _Traits] = {
     "MistralForCausalLM": _Traits(windows=_mistral_windows),
     "Qwen2ForCausalLM": _Traits(windows=_qwen_windows, qkv_bias=True),
     "Qwen3ForCausalLM": _Traits(windows=_qwen_windows, qkv_bias_key="attention_bias", out_bias_key=True, qk_norm=True),
-    "MixtralForCausalLM": _Traits(windows=_mistral_windows, rope_theta=1_000_000.0, experts=_mixtral_experts),
+    "MixtralForCausalLM": _Traits(windows=_mistral_windows, rope_theta=1_000_000.0, experts=mixtral_experts),
     "Qwen2MoeForCausalLM": _Traits(
-        windows=_no_windows_known, qkv_bias=True, qkv_bias_key="qkv_bias", experts=_qwen2_experts
+        windows=_no_windows_known, qkv_bias=True, qkv_bias_key="qkv_bias", experts=qwen2_experts
     ),
     "Qwen3MoeForCausalLM": _Traits(
         windows=_windows_everywhere,
         qkv_bias_key="attention_bias",
         out_bias_key=True,
         qk_norm=True,
-        experts=_qwen_experts,
+        experts=qwen_experts,
     ),
 }
 _BY_MODEL_TYPE = {
@@ -329,16 +298,16 @@ def _rope(raw: Mapping[str, Any], max_position: int, default_theta: float) -> Ro
         raise CheckpointError(f"rope type {kind!r} is not implemented (only {', '.join(ROPE_KINDS)})")
     theta_from = scaling if "rope_theta" in scaling else raw
     optional: dict[str, Any] = {
-        key: _number(scaling, key)
+        key: number(scaling, key)
         for key in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
         if scaling.get(key) is not None
     }
-    optional |= {key: _number(scaling, key) for key in ("mscale", "mscale_all_dim") if scaling.get(key)}
+    optional |= {key: number(scaling, key) for key in ("mscale", "mscale_all_dim") if scaling.get(key)}
     rope = Rope(
         kind=kind,
-        theta=_number(theta_from, "rope_theta", default=default_theta),
-        factor=_number(scaling, "factor", default=None if kind not in ("default",) else 1.0),
-        original_max_position=int(_number(scaling, "original_max_position_embeddings", default=max_position)),
+        theta=number(theta_from, "rope_theta", default=default_theta),
+        factor=number(scaling, "factor", default=None if kind not in ("default",) else 1.0),
+        original_max_position=int(number(scaling, "original_max_position_embeddings", default=max_position)),
         truncate=bool(scaling.get("truncate", True)),
         **optional,
     )
@@ -349,21 +318,3 @@ def _rope(raw: Mapping[str, Any], max_position: int, default_theta: float) -> Ro
             f"rope parameters leave no range of frequencies: theta={rope.theta}, {dict(scaling)!s:.200}"
         )
     return rope
-
-
-def _number(raw: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = raw.get(key)
-    value = default if value is None else value
-    if value is None:
-        raise CheckpointError(f"config.json lacks {key}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 1e18:
-        raise CheckpointError(f"config.json: {key} must be a finite number, not {value!r:.80}")
-    return float(value)
-
-
-def _positive_int(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = _number(raw, key, default)
-    limit = _LIMITS.get(key, 1 << 30)
-    if value != int(value) or not 1 <= value <= limit:
-        raise CheckpointError(f"config.json: {key}={value:.40g} must be a whole number from 1 to {limit}")
-    return int(value)

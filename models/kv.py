@@ -18,6 +18,9 @@ from jaxserve.pallas_kernels.platform import target_platform
 T = TypeVar("T")  # what the tree holds: an array, a shape, a sharding
 
 
+POOL_AXES = ("replica", "pool_heads", None, None)  # logical axes of the pool
+
+
 @struct.dataclass
 class KVPages(Generic[T]):
     """`[page, kv head, slot in page, key and value side by side]`: one head's part of a page is one contiguous read."""

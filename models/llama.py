@@ -18,12 +18,13 @@ from jaxserve.models.attention import attend
 from jaxserve.models.batch import TokenBatch, is_real, last_tokens, positions
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import KVPages
-from jaxserve.models.layers import embed, linear, rms_norm
+from jaxserve.models.layers import embed, joined_linear, rms_norm
 from jaxserve.models.mlp import Mlp
 from jaxserve.models.moe import Moe, Placement
 from jaxserve.models.rope import cos_sin
 from jaxserve.models.spec import Part, WeightSpec
 from jaxserve.pallas_kernels.matmul.op import matmul
+from jaxserve.sharding.collectives import num_shards, part_of, shard_index, sum_over
 
 T = TypeVar("T")  # what the tree holds: jax.Array, WeightSpec, a sharding, ...
 
@@ -58,7 +59,7 @@ class Forward(NamedTuple):
 
     hidden_te: Float[Array, "t e"]  # after the last norm
     kv: KVPages[jax.Array]  # with this step's keys and values
-    counts_lx: Int[Array, "l x"] | None  # tokens given to each expert, padding apart; None in a model without experts
+    counts_lx: Int[Array, "l x"] | None  # tokens given to each expert by this replica, padding apart; None: no experts
 
 
 def forward(
@@ -72,6 +73,9 @@ def forward(
 ) -> Forward:
     """Run one step's tokens through all layers, reading and writing the paged KV pool.
 
+    On a mesh every argument is this device's part (`sharding/rules.py`), the batch that of its replica; the hidden states
+    are those of this device's tokens.
+
     Layers are unrolled: a scan would copy every layer's weights out of a stacked array on CPU.
 
     Args:
@@ -80,7 +84,8 @@ def forward(
       placement: which slots hold each expert's weights; None: slot i those of expert i.
     """
     rotation = _rotation(batch, cfg)
-    x_te, is_real_t = embed(batch.ids_t, params.embed_ve), is_real(batch)
+    x_te = embed(part_of("tokens", batch.ids_t), params.embed_ve)
+    is_real_t = part_of("tokens", is_real(batch))
     *layers, last = params.layers
     counts: list[jax.Array | None] = []
     for index, layer in enumerate(layers):
@@ -95,22 +100,27 @@ def forward(
 
     with jax.named_scope(f"layer{len(layers)}"):
         heads_tm, kv = attend(last, cfg, len(layers), x_te, rotation, batch, kv, attention_impl)
-        hidden_te, counts_x = _where_needed(finish, needs_all, batch, x_te, heads_tm)
+        hidden_te, counts_x = _where_needed(finish, needs_all, batch, x_te, heads_tm, is_real_t)
     return Forward(hidden_te, kv, _stacked([*counts, counts_x], cfg))
 
 
-def logits(params: Params[jax.Array], hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
-    """Next-token logits of the chosen hidden states, float32."""
+def logits(params: Params[jax.Array], cfg: ModelConfig, hidden_se: Float[Array, "s e"]) -> Float[Array, "s v"]:
+    """Next-token logits of the chosen hidden states, float32; on a mesh, of this device's part of the vocabulary."""
     with jax.named_scope("head"):
-        return matmul(hidden_se, params.embed_ve if params.head_ve is None else params.head_ve)
+        logits_sv = matmul(hidden_se, params.embed_ve if params.head_ve is None else params.head_ve)
+        size = logits_sv.shape[1]
+        if size * num_shards("vocab") == cfg.vocab_size:
+            return logits_sv
+        id_v = shard_index("vocab") * size + jnp.arange(size)
+        return jnp.where((id_v < cfg.vocab_size)[None, :], logits_sv, -jnp.inf)
 
 
 def _stacked(counts: list[jax.Array | None], cfg: ModelConfig) -> Int[Array, "l x"] | None:
-    """Every layer's counts; zeros for dense layers."""
+    """Every layer's counts, of all devices that share the step's tokens; zeros for dense layers."""
     if cfg.experts is None:
         return None
     none_x = jnp.zeros(cfg.experts.count, jnp.int32)
-    return jnp.stack([none_x if counts_x is None else counts_x for counts_x in counts])
+    return sum_over("tokens", jnp.stack([none_x if counts_x is None else counts_x for counts_x in counts]))
 
 
 def _where_needed(
@@ -119,10 +129,10 @@ def _where_needed(
     batch: TokenBatch[jax.Array],
     x_te: Float[Array, "t e"],
     heads_tm: Float[Array, "t m"],
+    is_real_t: Bool[Array, " t"],
 ) -> tuple[Float[Array, "t e"], Int[Array, " x"] | None]:
     """`finish` of all tokens, or of each row's last one only, with zeros for the rest."""
-    is_real_t = is_real(batch)
-    if needs_all is None or len(batch.kv_len_s) >= len(x_te):
+    if needs_all is None or len(batch.kv_len_s) >= len(x_te) or num_shards("tokens") > 1:
         return finish(x_te, heads_tm, is_real_t)
 
     def of_ends(x_te: jax.Array, heads_tm: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -147,8 +157,8 @@ def _after_attention(
 
     Returns: the residual stream, and the tokens that each expert was given.
     """
-    flat_out = layer.out_enh.reshape(cfg.embed_size, cfg.num_heads * cfg.head_size)
-    x_te = x_te + linear(heads_tm, flat_out, layer.out_bias_e)
+    flat_out = layer.out_enh.reshape(cfg.embed_size, heads_tm.shape[1])
+    x_te = x_te + joined_linear(heads_tm, flat_out, layer.out_bias_e, over="heads")
     with jax.named_scope("mlp"):
         normed_te = rms_norm(x_te, layer.mlp_norm_e, cfg.norm_eps)
         if isinstance(layer.mlp, Mlp):
@@ -173,20 +183,19 @@ def _rotation(batch: TokenBatch[jax.Array], cfg: ModelConfig) -> tuple[jax.Array
 
 def abstract(cfg: ModelConfig) -> Params[WeightSpec]:
     """The parameter tree as specs, with the Hugging Face tensor names each is loaded from."""
-    vocab_axes = ("vocab", "embed")
-    table = WeightSpec(
-        shape=(cfg.vocab_size, cfg.embed_size),
-        axes=vocab_axes,
-        parts=(Part(name="model.embed_tokens.weight"),),
-        fan_in=cfg.embed_size,
-    )
-    head = WeightSpec(shape=table.shape, axes=vocab_axes, parts=(Part(name="lm_head.weight"),), fan_in=cfg.embed_size)
     return Params(
-        embed_ve=table,
+        embed_ve=_table(cfg, "model.embed_tokens.weight"),
         layers=tuple(_abstract_layer(cfg, i) for i in range(cfg.num_layers)),
         norm_e=_norm("model.norm.weight", cfg.embed_size, "embed"),
-        head_ve=None if cfg.tie_embeddings else head,
+        head_ve=None if cfg.tie_embeddings else _table(cfg, "lm_head.weight"),
     )
+
+
+def _table(cfg: ModelConfig, name: str) -> WeightSpec:
+    """A row for every token, and rows of zeros below them where devices could not share the vocabulary evenly."""
+    rows = cfg.vocab_size + cfg.vocab_padding
+    stored = Part(name=name, where=(slice(0, cfg.vocab_size),)) if cfg.vocab_padding else Part(name=name)
+    return WeightSpec(shape=(rows, cfg.embed_size), axes=("vocab", "embed"), parts=(stored,), fan_in=cfg.embed_size)
 
 
 def _abstract_layer(cfg: ModelConfig, index: int) -> Layer[WeightSpec]:
@@ -198,8 +207,8 @@ def _abstract_layer(cfg: ModelConfig, index: int) -> Layer[WeightSpec]:
     def qkv(shape: tuple[int, ...], axes: tuple[str, ...], suffix: str) -> WeightSpec:
         parts = (
             Part(name=f"{attn}q_proj.{suffix}", where=(every, slice(0, g))),
-            Part(name=f"{attn}k_proj.{suffix}", where=(every, g)),
-            Part(name=f"{attn}v_proj.{suffix}", where=(every, g + 1)),
+            Part(name=f"{attn}k_proj.{suffix}", where=(every, g), repeat=cfg.kv_repeat),
+            Part(name=f"{attn}v_proj.{suffix}", where=(every, g + 1), repeat=cfg.kv_repeat),
         )
         return WeightSpec(shape=shape, axes=axes, parts=parts, fan_in=e)
 

@@ -6,7 +6,7 @@ import jax
 from flax import struct
 from jaxtyping import Array, Float
 
-from jaxserve.models.layers import linear
+from jaxserve.models.layers import joined_linear
 from jaxserve.models.spec import Part, WeightSpec
 from jaxserve.pallas_kernels.matmul.op import gated_matmul
 
@@ -25,7 +25,7 @@ class Mlp(Generic[T]):
 
 def feed_forward(mlp: Mlp[jax.Array], x_te: Float[Array, "t e"]) -> Float[Array, "t e"]:
     """`down @ (silu(gate @ x) * (up @ x))` of every token."""
-    return linear(gated(mlp, x_te), mlp.down_ef, mlp.down_bias_e)
+    return joined_linear(gated(mlp, x_te), mlp.down_ef, mlp.down_bias_e, over="ffn")
 
 
 def gated(mlp: Mlp[jax.Array], x_te: Float[Array, "t e"]) -> Float[Array, "t f"]:

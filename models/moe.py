@@ -17,7 +17,7 @@ from jaxserve.models.mlp import Mlp
 from jaxserve.models.spec import Part, WeightSpec
 from jaxserve.pallas_kernels.grouped_matmul.op import grouped_matmul
 from jaxserve.pallas_kernels.matmul.op import matmul
-from jaxserve.sharding.collectives import shard_index, sum_over
+from jaxserve.sharding.collectives import sum_over, to_local
 
 T = TypeVar("T")  # what the tree holds: jax.Array, WeightSpec, a sharding, ...
 
@@ -103,8 +103,8 @@ def _routed(
     """What this device's slots add to each token, float32. Tokens are copied once for each of their experts, in the order
     of slots; what is for other devices, and padding, comes last and belongs to no group."""
     (num_tokens, per_token), (num_slots, _, ffn, embed_size) = slot_tk.shape, moe.gate_up_scfe.shape
-    local_tk = slot_tk - shard_index("experts") * num_slots
-    is_mine_tk = (local_tk >= 0) & (local_tk < num_slots) & is_real_t[:, None]
+    local_tk = jnp.asarray(to_local("experts", slot_tk, num_slots))
+    is_mine_tk = (local_tk < num_slots) & is_real_t[:, None]
     local_m = jnp.where(is_mine_tk, local_tk, num_slots).reshape(-1)
     order_m = jnp.argsort(local_m)
     sizes_s = jnp.bincount(local_m, length=num_slots).astype(jnp.int32)

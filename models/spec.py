@@ -10,10 +10,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A checkpoint tensor and the region of our array that it fills (`where` indexes leading axes; () = all)."""
+    """A checkpoint tensor and the region of our array that it fills (`where` indexes leading axes; () = all).
+
+    `repeat`: each entry along the region's first axis is stored once and occurs so many times, one after the other.
+    """
 
     name: str
     where: tuple[slice | int, ...] = ()
+    repeat: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +44,7 @@ class WeightSpec:
 
     def stored_shape(self, part: Part) -> tuple[int, ...]:
         """The shape a part has in a Hugging Face checkpoint: a vector, or a matrix [out, in]."""
-        size = math.prod(self.region_shape(part))
+        size = math.prod(self.region_shape(part)) // part.repeat
         is_vector = not self.fan_in or part.name.endswith(".bias")
         return (size,) if is_vector else (size // self.fan_in, self.fan_in)
 

@@ -11,10 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError, safe_open
 
 from jaxserve.errors import CheckpointError
 from jaxserve.models.spec import WeightSpec, is_spec, leaves
+from jaxserve.sharding.mesh import ONE_DEVICE, Parallel
+from jaxserve.sharding.rules import partition
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -22,8 +25,8 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _HARMLESS = ("rotary_emb.inv_freq", "lm_head.weight", "masked_bias", "attn.bias")
 
 
-def load(folder: Path, specs: Any, dtype: jnp.dtype) -> Any:
-    """Read every parameter of the tree `specs` from a folder, cast to `dtype`.
+def load(folder: Path, specs: Any, dtype: jnp.dtype, mesh: Mesh | None = None) -> Any:
+    """Read every parameter of the tree `specs` from a folder, cast to `dtype`, and split over a mesh if there is one.
 
     Names, shapes and the absence of unknown tensors are checked before any weight is read. Peak host memory is the
     parameters plus one of them.
@@ -33,19 +36,32 @@ def load(folder: Path, specs: Any, dtype: jnp.dtype) -> Any:
     """
     files = tensor_files(folder)
     _check(files, specs)
-    return jax.tree.map(lambda spec: _read(files, spec, dtype), specs, is_leaf=is_spec)
+    return jax.tree.map(lambda spec: place(_read(files, spec, dtype), sharding_of(spec, mesh)), specs, is_leaf=is_spec)
 
 
-def random(specs: Any, dtype: jnp.dtype, seed: int) -> Any:
-    """Random parameters made on the device: norms are ones, matrices normal with deviation fan_in ** -0.5."""
+def random(specs: Any, dtype: jnp.dtype, seed: int, mesh: Mesh | None = None) -> Any:
+    """Random parameters made on the devices: norms are ones, matrices normal with deviation fan_in ** -0.5."""
     key = jax.random.key(seed)
     flat, tree = jax.tree.flatten(specs, is_leaf=is_spec)
-    return jax.tree.unflatten(tree, [_random_leaf(jax.random.fold_in(key, i), s, dtype) for i, s in enumerate(flat)])
+    made = [_random_leaf(jax.random.fold_in(key, i), s, dtype, sharding_of(s, mesh)) for i, s in enumerate(flat)]
+    return jax.tree.unflatten(tree, made)
 
 
-def nbytes(specs: Any, dtype: jnp.dtype) -> int:
-    """Bytes of all parameters of a spec tree."""
-    return sum(spec.size for spec in leaves(specs)) * jnp.dtype(dtype).itemsize
+def sharding_of(spec: WeightSpec, mesh: Mesh | None) -> NamedSharding | None:
+    """How a parameter is split over a mesh."""
+    return None if mesh is None else NamedSharding(mesh, partition(spec.axes))
+
+
+def place(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    """Put an array on the devices. Each process brings the parts of its own, so no data crosses hosts."""
+    if sharding is None:
+        return jax.device_put(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def nbytes(specs: Any, dtype: jnp.dtype, parallel: Parallel = ONE_DEVICE) -> int:
+    """Bytes of all parameters of a spec tree, on each device."""
+    return sum(spec.size // parallel.num_shards(*spec.axes) for spec in leaves(specs)) * jnp.dtype(dtype).itemsize
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
@@ -135,16 +151,18 @@ def _check(files: Mapping[str, Path], specs: Any) -> None:
                     )
 
 
-def _read(files: Mapping[str, Path], spec: WeightSpec, dtype: jnp.dtype) -> jax.Array:
-    """Assemble one parameter and put it on the device."""
-    if len(spec.parts) == 1:
-        stored = _read_tensor(files, spec.parts[0].name)
-        return jax.device_put(stored.reshape(spec.shape).astype(dtype, copy=False))
-    whole = np.empty(spec.shape, dtype)
+def _read(files: Mapping[str, Path], spec: WeightSpec, dtype: jnp.dtype) -> np.ndarray:
+    """Assemble one parameter."""
+    first = spec.parts[0]
+    if len(spec.parts) == 1 and not first.where:
+        return _read_tensor(files, first.name).reshape(spec.shape).astype(dtype, copy=False)
+    whole = np.zeros(spec.shape, dtype)
     for part in spec.parts:
-        region = whole[part.where]
-        np.copyto(region, _read_tensor(files, part.name).reshape(region.shape), casting="unsafe")
-    return jax.device_put(whole)
+        region, stored = whole[part.where], _read_tensor(files, part.name)
+        if part.repeat > 1:
+            stored = np.repeat(stored.reshape(len(region) // part.repeat, -1), part.repeat, axis=0)
+        np.copyto(region, stored.reshape(region.shape), casting="unsafe")
+    return whole
 
 
 def _read_tensor(files: Mapping[str, Path], name: str) -> np.ndarray:
@@ -156,8 +174,9 @@ def _read_tensor(files: Mapping[str, Path], name: str) -> np.ndarray:
             raise CheckpointError(f"{name} in {files[name].name} cannot be read: {error}") from None
 
 
-def _random_leaf(key: jax.Array, spec: WeightSpec, dtype: jnp.dtype) -> jax.Array:
+def _random_leaf(key: jax.Array, spec: WeightSpec, dtype: jnp.dtype, sharding: NamedSharding | None) -> jax.Array:
     if not spec.fan_in:
-        return jnp.ones(spec.shape, dtype)
+        return place(np.ones(spec.shape, dtype), sharding)
     scale = spec.fan_in**-0.5
-    return jax.jit(lambda k: (jax.random.normal(k, spec.shape, jnp.float32) * scale).astype(dtype))(key)
+    make = lambda k: (jax.random.normal(k, spec.shape, jnp.float32) * scale).astype(dtype)  # noqa: E731
+    return jax.jit(make, out_shardings=sharding)(key)

@@ -10,7 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.lax import all_gather, all_to_all, axis_index
-from jaxtyping import Array, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, Shaped
 
 from jaxserve.sharding.rules import RULES
 
@@ -55,3 +56,31 @@ def exchange(logical: str, x: jax.Array, *, split: int, join: int) -> jax.Array:
     """Cut `x` along `split`, one part for each device, and join what comes back along `join` (all-to-all)."""
     axes = mesh_axes(logical)
     return all_to_all(x, axes, split_axis=split, concat_axis=join, tiled=True) if axes else x
+
+
+def part_of(logical: str, x: jax.Array, axis: int = 0) -> jax.Array:
+    """This device's part of what all of them have."""
+    count = num_shards(logical)
+    if count == 1:
+        return x
+    size = x.shape[axis] // count
+    return jax.lax.dynamic_slice_in_dim(x, shard_index(logical) * size, size, axis)
+
+
+def to_local(logical: str, index: ArrayLike, size: int) -> Int[ArrayLike, "..."]:
+    """Where an index into the whole axis lies in this device's part of `size`; `size` itself if it lies elsewhere, so that
+    scatters with mode="drop" leave it out (a negative index would count from the end)."""
+    if num_shards(logical) == 1:
+        return index
+    local = index - shard_index(logical) * size
+    return jnp.where((local >= 0) & (local < size), local, size)
+
+
+def take(logical: str, x: Shaped[Array, "v *rest"], index: Int[Array, "..."]) -> Shaped[Array, "..."]:
+    """`x[index]` of an array whose first axis is split: each device brings what it has, and all get the sum."""
+    size = x.shape[0]
+    picked = jnp.take(x, to_local(logical, index, size), axis=0, mode="clip")
+    if num_shards(logical) == 1:
+        return picked
+    is_here = to_local(logical, index, size) < size
+    return sum_over(logical, jnp.where(is_here.reshape(*index.shape, *(1,) * (x.ndim - 1)), picked, 0))

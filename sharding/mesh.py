@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from jaxserve.errors import ConfigError
+from jaxserve.sharding.rules import RULES
 
 AXES = ("data", "sequence", "expert", "tensor")  # slowest links first: neighbours in the last axis talk most
 
@@ -38,9 +39,16 @@ class Parallel:
         """All devices of the mesh."""
         return math.prod(self.sizes)
 
+    def num_shards(self, *logical: str | None) -> int:
+        """How many parts an array with these logical axes is split into."""
+        return math.prod(getattr(self, axis) for name in logical if name for axis in RULES.get(name, ()))
+
     def __str__(self) -> str:
         named = [f"{axis}={size}" for axis, size in zip(AXES, self.sizes, strict=True) if size > 1]
         return " x ".join(named) or "one device"
+
+
+ONE_DEVICE = Parallel()
 
 
 def make_mesh(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:

@@ -1,6 +1,8 @@
 """Test settings. JAX reads its flags from the environment, so they are set here, before anything imports it."""
 
+import gc
 import getpass
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -31,6 +33,28 @@ if DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs():
+    """Drop compiled programs now and then. Each takes six memory maps, operations called outside of a jitted function
+    compile one for every shape, and beyond 65,530 maps Linux gives a process no more: LLVM aborts."""
+    yield
+    if next(_tests) % 16 == 0 and _num_maps() > 20_000:
+        import jax  # not at the top: the flags above come first
+
+        jax.clear_caches()
+        gc.collect()
+
+
+def _num_maps() -> int:
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # not Linux
+        return 0
 
 
 @pytest.fixture(scope="session")

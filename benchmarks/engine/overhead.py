@@ -27,7 +27,7 @@ from jaxserve.build import build
 from jaxserve.config import EngineConfig
 from jaxserve.executor.inputs import empty_inputs
 from jaxserve.executor.ladder import Rung
-from jaxserve.executor.local import DeviceState, run_step
+from jaxserve.executor.program import DeviceState, run_step
 from jaxserve.model_source import find_model
 from jaxserve.models import weights
 from jaxserve.models.kv import empty_pages

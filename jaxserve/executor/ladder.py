@@ -12,19 +12,22 @@ class Rung(NamedTuple):
     decode_only: bool
 
 
-def build_ladder(max_num_seqs: int, token_budget: int) -> tuple[Rung, ...]:
+def build_ladder(max_num_seqs: int, token_budget: int, multiple: int = 1) -> tuple[Rung, ...]:
     """Decode rungs double up to `max_num_seqs`; prefill rungs are 16 and 64, then double from 256 up to the budget.
 
     Contexts need no rungs: attention loops run as far as the longest row. Rungs in between would cut padding further,
     but the scheduler already cuts prompts at rungs where that is cheaper (`scheduler.draft`).
+
+    `multiple`: all sizes are multiples of it; devices share a step's tokens evenly.
     """
     decode = [*_doubling(1, max_num_seqs), max_num_seqs]
     # Decodes are never dropped for the budget, so a mixed step may hold max_num_seqs tokens more than it.
     top = max(token_budget, max_num_seqs)
     prefill = [r for r in (16, 64) if r < top] + [*_doubling(256, top), top]
+    decode, prefill = ([-(-r // multiple) * multiple for r in rungs] for rungs in (decode, prefill))
     return tuple(
         [Rung(r, r, True) for r in dict.fromkeys(decode)]
-        + [Rung(t, min(t, max_num_seqs), False) for t in dict.fromkeys(prefill)]
+        + [Rung(t, min(t, decode[-1]), False) for t in dict.fromkeys(prefill)]
     )
 
 

@@ -5,48 +5,28 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxserve.executor.compiles import count_compiles
 from jaxserve.executor.failure import explain
-from jaxserve.executor.inputs import StepInputs, empty_inputs, make_inputs
+from jaxserve.executor.inputs import empty_inputs, make_inputs
 from jaxserve.executor.ladder import Rung, fit
-from jaxserve.models.batch import last_tokens
+from jaxserve.executor.program import DeviceState, StepOutputs, jit_copy, jit_start, jit_step, shardings
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.kv import KVPages, copy_blocks
 from jaxserve.models.registry import ModelFamily
 from jaxserve.pallas_kernels.ragged_paged_attention import checks
 from jaxserve.request import Task
-from jaxserve.sampling import sampler
-from jaxserve.sampling.sampler import Logprobs, SamplerState
+from jaxserve.sampling.sampler import Logprobs
 from jaxserve.step import BlockCopy, Capacity, Row, RowResult, SlotStart, StepPlan, StepResult, TokenLogprob
 
 _COPIES = 16  # block copies per call
-_FEW_ROWS = 4  # rows whose logits are computed alone when no later one samples
 _HISTORY = 512  # history tokens per call when a slot starts
-
-
-class DeviceState(NamedTuple):
-    """What every step takes, changes in place and returns."""
-
-    kv: KVPages[jax.Array]
-    sampler: SamplerState
-
-
-@struct.dataclass
-class StepOutputs:
-    """What a step leaves on the device for the host to fetch."""
-
-    token_s: jax.Array
-    logprobs: Logprobs
-    hidden_se: jax.Array  # last hidden state of each row
-    prompt: Logprobs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,17 +51,20 @@ class LocalExecutor:
         *,
         max_model_len: int,
         attention_backend: str | None,
+        mesh: Mesh | None = None,
     ):
+        """`params` lie on the mesh; `empty_state` makes arrays for all of its replicas."""
         self._cfg, self._params, self._ladder = cfg, params, ladder
-        self._empty_state = empty_state
-        self._state = empty_state()
+        self._num_replicas = 1 if mesh is None else mesh.shape["data"]
+        shapes = jax.eval_shape(empty_state)
+        self._empty_state = jax.jit(empty_state, out_shardings=shardings(shapes, mesh))
+        self._state = self._empty_state()
         self._max_model_len = max_model_len
-        self._num_slots = self._state.sampler.last_r.shape[0]
+        self._num_slots = self._state.sampler.last_r.shape[0] // self._num_replicas
         self._table_width = -(-max_model_len // self._state.kv.block_size)
-        step = partial(run_step, family, cfg, attention_backend)
-        self._jitted_step = jax.jit(step, donate_argnums=1)
-        self._jitted_copy = jax.jit(_copy, donate_argnums=0)
-        self._jitted_start = jax.jit(sampler.start_slot, donate_argnums=0)
+        self._jitted_step = jit_step(family, cfg, attention_backend, params, shapes, mesh)
+        self._jitted_copy = jit_copy(shapes, mesh)
+        self._jitted_start = jit_start(shapes, mesh)
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self.num_late_compiles = 0  # compilations while dispatching: a bug if not 0
 
@@ -215,48 +198,6 @@ class LocalExecutor:
                 self._cfg.vocab_size,
             )
             self._state = self._state._replace(sampler=self._compiled["start"](self._state.sampler, *chunk))
-
-
-def run_step(
-    family: ModelFamily,
-    cfg: ModelConfig,
-    attention_backend: str | None,
-    params: Any,
-    state: DeviceState,
-    inputs: StepInputs[jax.Array],
-) -> tuple[StepOutputs, DeviceState]:
-    """One step as a pure function: feed, forward, choose tokens, score prompts. Jitted once per rung."""
-    last_r = state.sampler.last_r
-    fed_t = last_r[jnp.minimum(inputs.feed_t, last_r.shape[0] - 1)]
-    ids_t = jnp.where(inputs.feed_t < last_r.shape[0], fed_t, inputs.batch.ids_t)
-    batch = dataclasses.replace(inputs.batch, ids_t=ids_t)
-    hidden_te, kv, _ = family.forward(params, cfg, batch, state.kv, attention_backend, inputs.num_wanted > 0)
-    hidden_se = hidden_te[last_tokens(batch)]
-    with jax.named_scope("sample"):
-        samples_s = inputs.sampling.slot_s < last_r.shape[0]
-        head = partial(family.logits, params)
-        logits_sv = head(hidden_se) if batch.max_q_len == 1 else _logits(head, hidden_se, samples_s)
-        token_s, logprobs, sampler_state = sampler.sample(logits_sv, state.sampler, inputs.sampling)
-    with jax.named_scope("prompt_logprobs"):
-        prompt = sampler.prompt_logprobs(head, hidden_te, inputs.wanted_t, inputs.target_t, inputs.num_wanted)
-    outputs = StepOutputs(token_s=token_s, logprobs=logprobs, hidden_se=hidden_se.astype(jnp.float32), prompt=prompt)
-    return outputs, DeviceState(kv=kv, sampler=sampler_state)
-
-
-def _logits(head: Callable[[jax.Array], jax.Array], hidden_se: jax.Array, samples_s: jax.Array) -> jax.Array:
-    """Logits of the rows that sample. A step that fills a prompt samples few, and the vocabulary is large."""
-    num_rows = hidden_se.shape[0]
-    if num_rows <= _FEW_ROWS:
-        return head(hidden_se)
-
-    def of_few(hidden_se: jax.Array) -> jax.Array:
-        return jnp.pad(head(hidden_se[:_FEW_ROWS]), ((0, num_rows - _FEW_ROWS), (0, 0)))
-
-    return jax.lax.cond(jnp.any(samples_s[_FEW_ROWS:]), head, of_few, hidden_se)
-
-
-def _copy(kv: KVPages[jax.Array], source_c: jax.Array, target_c: jax.Array) -> KVPages[jax.Array]:
-    return copy_blocks(kv, source_c, target_c)
 
 
 def _cost_of(job: Any) -> int:

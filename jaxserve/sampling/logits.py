@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from jaxserve.sharding.collectives import max_over, sum_over
+
 IN_PROMPT = 1 << 30  # flag beside the count of a token: it occurs in the prompt
 
 
@@ -40,12 +42,12 @@ def keep_top(
 
     Applied in this order, each on what the one before left. Tokens as likely as the last one kept are kept too.
     """
-    weights_sv = jnp.exp(logits_sv - jnp.max(logits_sv, axis=1, keepdims=True))
+    weights_sv = jnp.exp(logits_sv - max_over("vocab", jnp.max(logits_sv, axis=1, keepdims=True)))
     kept_sv = weights_sv >= min_p_s[:, None]
     keys_sv = _sortable(logits_sv)
 
     def enough_tokens(at_least_sv: Bool[Array, "s v"]) -> Bool[Array, " s"]:
-        return jnp.sum(at_least_sv & kept_sv, axis=1) >= top_k_s
+        return sum_over("vocab", jnp.sum(at_least_sv & kept_sv, axis=1)) >= top_k_s
 
     kept_sv = jax.lax.cond(
         jnp.any(top_k_s > 0),
@@ -54,10 +56,10 @@ def keep_top(
         kept_sv,
     )
     mass_sv = jnp.where(kept_sv, weights_sv, 0.0)
-    wanted_s = top_p_s * jnp.sum(mass_sv, axis=1)
+    wanted_s = top_p_s * sum_over("vocab", jnp.sum(mass_sv, axis=1))
 
     def enough_mass(at_least_sv: Bool[Array, "s v"]) -> Bool[Array, " s"]:
-        return jnp.sum(jnp.where(at_least_sv, mass_sv, 0.0), axis=1) >= wanted_s
+        return sum_over("vocab", jnp.sum(jnp.where(at_least_sv, mass_sv, 0.0), axis=1)) >= wanted_s
 
     kept_sv = jax.lax.cond(
         jnp.any(top_p_s < 1.0),

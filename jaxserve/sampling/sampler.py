@@ -3,6 +3,9 @@
 Random numbers depend on a request's seed and on which of its tokens is chosen, never on the row or the step, so a
 request gives the same tokens in any batch and after a preemption. What no row of a step asks for is skipped at run time
 (`lax.cond`), so one compiled step serves greedy and every kind of sampling.
+
+Where devices share the vocabulary, each keeps its part of the logits and of the state: what crosses devices is a number or
+two per row, never the logits.
 """
 
 import dataclasses
@@ -16,22 +19,27 @@ from jaxtyping import Array, Float, Int, UInt
 
 from jaxserve.request import MAX_LOGPROBS
 from jaxserve.sampling.logits import IN_PROMPT, ban, keep_top, penalise
+from jaxserve.sharding.collectives import gather, max_over, num_shards, shard_index, sum_over, take, to_local
 
 _ARGMAX_BLOCK = 128  # tokens compared at a time when taking the best
 _CDF_BLOCK = 512  # tokens summed at a time when drawing
 _PROMPT_CHUNK = 64  # prompt positions whose logits exist at once
 
 
+T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX
+
+
 @struct.dataclass
-class SamplerState:
+class SamplerState(Generic[T]):
     """What the device remembers of running sequences, by slot `r`."""
 
-    last_r: jax.Array  # i32[r]; the token sampled last
-    counts_rv: jax.Array  # i32[r v]; times a token occurs in the answer, plus IN_PROMPT
-    bias_rv: jax.Array  # f32[r v]; added to the logits
+    last_r: T  # i32[r]; the token sampled last
+    counts_rv: T  # i32[r v]; times a token occurs in the answer, plus IN_PROMPT
+    bias_rv: T  # f32[r v]; added to the logits
 
 
-T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX
+# Logical axes of its arrays.
+STATE_AXES = {"last_r": ("replica",), "counts_rv": ("replica", "vocab"), "bias_rv": ("replica", "vocab")}
 
 
 @struct.dataclass
@@ -63,7 +71,7 @@ class Logprobs:
     top: jax.Array  # f32[n MAX_LOGPROBS]
 
 
-def empty_state(num_slots: int, vocab_size: int) -> SamplerState:
+def empty_state(num_slots: int, vocab_size: int) -> SamplerState[jax.Array]:
     """A state in which nothing was sampled yet."""
     return SamplerState(
         last_r=jnp.zeros(num_slots, jnp.int32),
@@ -73,7 +81,7 @@ def empty_state(num_slots: int, vocab_size: int) -> SamplerState:
 
 
 def start_slot(
-    state: SamplerState,
+    state: SamplerState[jax.Array],
     slot: Int[Array, ""],
     is_first: jax.Array,
     floor: Float[Array, ""],
@@ -81,26 +89,32 @@ def start_slot(
     answer_c: Int[Array, " c"],
     bias_ids_c: Int[Array, " c"],
     bias_c: Float[Array, " c"],
-) -> SamplerState:
+) -> SamplerState[jax.Array]:
     """Load a sequence's history and bias into a slot, a chunk at a time; the first chunk clears what was there.
 
     `floor` is the bias of tokens not listed: 0, or -inf where only the listed ones are allowed. Ids past the
     vocabulary are padding.
     """
-    counts_v = jnp.where(is_first, 0, state.counts_rv[slot])
+    num_slots, vocab = state.counts_rv.shape
+    slot = to_local("replica", slot, num_slots)
+    prompt_c, answer_c, bias_ids_c = (to_local("vocab", ids, vocab) for ids in (prompt_c, answer_c, bias_ids_c))
+    counts_v = jnp.where(is_first, 0, state.counts_rv[jnp.minimum(slot, num_slots - 1)])
     counts_v = counts_v.at[prompt_c].set(IN_PROMPT, mode="drop").at[answer_c].add(1, mode="drop")
-    bias_v = jnp.where(is_first, floor, state.bias_rv[slot]).at[bias_ids_c].set(bias_c, mode="drop")
+    bias_v = jnp.where(is_first, floor, state.bias_rv[jnp.minimum(slot, num_slots - 1)])
+    bias_v = bias_v.at[bias_ids_c].set(bias_c, mode="drop")
     return dataclasses.replace(
-        state, counts_rv=state.counts_rv.at[slot].set(counts_v), bias_rv=state.bias_rv.at[slot].set(bias_v)
+        state,
+        counts_rv=state.counts_rv.at[slot].set(counts_v, mode="drop"),
+        bias_rv=state.bias_rv.at[slot].set(bias_v, mode="drop"),
     )
 
 
 def sample(
-    logits_sv: Float[Array, "s v"], state: SamplerState, inputs: SamplingInputs[jax.Array]
-) -> tuple[Int[Array, " s"], Logprobs, SamplerState]:
+    logits_sv: Float[Array, "s v"], state: SamplerState[jax.Array], inputs: SamplingInputs[jax.Array]
+) -> tuple[Int[Array, " s"], Logprobs, SamplerState[jax.Array]]:
     """Choose a token per row. Returns tokens, their log-probabilities (zeros if not wanted), and the new state."""
     num_slots = state.last_r.shape[0]
-    is_banned = inputs.banned_sb < logits_sv.shape[1]
+    is_banned = inputs.banned_sb < logits_sv.shape[1] * num_shards("vocab")
     is_plain = ~jnp.any(inputs.is_edited_s) & ~jnp.any(is_banned) & ~jnp.any(inputs.temperature_s > 0)
     # One choice around all: a `cond` that hands the logits on would copy them.
     token_s = jax.lax.cond(is_plain, _argmax, lambda x: _choose(_edit(x, state, inputs), inputs), logits_sv)
@@ -114,13 +128,13 @@ def sample(
     state = dataclasses.replace(
         state,
         last_r=state.last_r.at[inputs.slot_s].set(token_s, mode="drop"),
-        counts_rv=state.counts_rv.at[edited_slot_s, token_s].add(1, mode="drop"),
+        counts_rv=state.counts_rv.at[edited_slot_s, to_local("vocab", token_s, logits_sv.shape[1])].add(1, mode="drop"),
     )
     return token_s, logprobs, state
 
 
 def _edit(
-    logits_sv: Float[Array, "s v"], state: SamplerState, inputs: SamplingInputs[jax.Array]
+    logits_sv: Float[Array, "s v"], state: SamplerState[jax.Array], inputs: SamplingInputs[jax.Array]
 ) -> Float[Array, "s v"]:
     """Penalties, bias and banned tokens, for the rows that have them."""
 
@@ -131,8 +145,9 @@ def _edit(
         return jnp.where(inputs.is_edited_s[:, None], edited + state.bias_rv[slot_s], logits_sv)
 
     logits_sv = jax.lax.cond(jnp.any(inputs.is_edited_s), edit, lambda x: x, logits_sv)
-    any_banned = jnp.any(inputs.banned_sb < logits_sv.shape[1])
-    return jax.lax.cond(any_banned, lambda x: ban(x, inputs.banned_sb), lambda x: x, logits_sv)
+    any_banned = jnp.any(inputs.banned_sb < logits_sv.shape[1] * num_shards("vocab"))
+    banned_sb = to_local("vocab", inputs.banned_sb, logits_sv.shape[1])
+    return jax.lax.cond(any_banned, lambda x: ban(x, banned_sb), lambda x: x, logits_sv)
 
 
 def _choose(logits_sv: Float[Array, "s v"], inputs: SamplingInputs[jax.Array]) -> Int[Array, " s"]:
@@ -149,17 +164,35 @@ def _choose(logits_sv: Float[Array, "s v"], inputs: SamplingInputs[jax.Array]) -
 
 def logprobs_of(logits_nv: Float[Array, "n v"], token_n: Int[Array, " n"]) -> Logprobs:
     """Log-probabilities of `token_n` under raw logits, with the likeliest alternatives."""
-    chosen_n = jnp.take_along_axis(logits_nv, token_n[:, None], axis=1)[:, 0]
-    norm_n = jax.nn.logsumexp(logits_nv, axis=1)
-    width = min(MAX_LOGPROBS, logits_nv.shape[1])
-    top_nk, top_ids_nk = jax.lax.top_k(logits_nv, width)
-    pad = ((0, 0), (0, MAX_LOGPROBS - width))
+    chosen_n = _of_token(logits_nv, token_n)
+    most_n = max_over("vocab", jnp.max(logits_nv, axis=1))
+    norm_n = most_n + jnp.log(sum_over("vocab", jnp.sum(jnp.exp(logits_nv - most_n[:, None]), axis=1)))
+    top_nk, top_ids_nk = _top(logits_nv, MAX_LOGPROBS)
+    num_above_n = sum_over("vocab", jnp.sum(logits_nv > chosen_n[:, None], axis=1))
+    pad = ((0, 0), (0, MAX_LOGPROBS - top_nk.shape[1]))
     return Logprobs(
         token=chosen_n - norm_n,
-        rank=(1 + jnp.sum(logits_nv > chosen_n[:, None], axis=1)).astype(jnp.int32),
+        rank=(1 + num_above_n).astype(jnp.int32),
         top_ids=jnp.pad(top_ids_nk.astype(jnp.int32), pad),
         top=jnp.pad(top_nk - norm_n[:, None], pad, constant_values=-jnp.inf),
     )
+
+
+def _of_token(logits_nv: Float[Array, "n v"], token_n: Int[Array, " n"]) -> Float[Array, " n"]:
+    """The logit of one token of every row."""
+    local_n = to_local("vocab", token_n, logits_nv.shape[1])
+    found_n1 = jnp.take_along_axis(logits_nv, local_n[:, None], axis=1, mode="fill", fill_value=-jnp.inf)
+    return max_over("vocab", found_n1[:, 0])
+
+
+def _top(logits_nv: Float[Array, "n v"], count: int) -> tuple[Float[Array, "n k"], Int[Array, "n k"]]:
+    """The largest logits and their tokens: the largest of every device's largest."""
+    top_nk, ids_nk = jax.lax.top_k(logits_nv, min(count, logits_nv.shape[1]))
+    if num_shards("vocab") == 1:
+        return top_nk, ids_nk
+    ids_nk = gather("vocab", ids_nk + shard_index("vocab") * logits_nv.shape[1], axis=1)
+    top_nk, place_nk = jax.lax.top_k(gather("vocab", top_nk, axis=1), min(count, ids_nk.shape[1]))
+    return top_nk, jnp.take_along_axis(ids_nk, place_nk, axis=1)
 
 
 def prompt_logprobs(
@@ -173,13 +206,13 @@ def prompt_logprobs(
 
     A chunk of positions at a time, so that `[t v]` logits never exist; the loop runs only as far as it must.
     """
-    num_tokens = hidden_te.shape[0]
+    num_tokens = wanted_t.shape[0]
     chunk = min(_PROMPT_CHUNK, num_tokens)
     if chunk == num_tokens:
         # Not a loop of one turn: its body would not depend on the turn, and XLA would compute it ahead, wanted or not.
         return jax.lax.cond(
             num_wanted > 0,
-            lambda hidden_te: logprobs_of(head(hidden_te[wanted_t]), target_t),
+            lambda hidden_te: logprobs_of(head(take("tokens", hidden_te, wanted_t)), target_t),
             lambda hidden_te: _no_logprobs(num_tokens),
             hidden_te,
         )
@@ -189,7 +222,9 @@ def prompt_logprobs(
     def one_chunk(index, out: Logprobs) -> Logprobs:
         begin = index * chunk
         token_c = jax.lax.dynamic_slice_in_dim(wanted_t, begin, chunk)
-        part = logprobs_of(head(hidden_te[token_c]), jax.lax.dynamic_slice_in_dim(target_t, begin, chunk))
+        part = logprobs_of(
+            head(take("tokens", hidden_te, token_c)), jax.lax.dynamic_slice_in_dim(target_t, begin, chunk)
+        )
         return jax.tree.map(lambda o, p: jax.lax.dynamic_update_slice_in_dim(o, p, begin, axis=0), out, part)
 
     return jax.lax.fori_loop(0, (num_wanted + chunk - 1) // chunk, one_chunk, _no_logprobs(wanted_t.shape[0]))
@@ -199,8 +234,19 @@ def _argmax(logits_sv: Float[Array, "s v"]) -> Int[Array, " s"]:
     """The first of the likeliest tokens. In two levels, because XLA on CPU runs a long argmax element by element."""
     logits_snb = _in_blocks(logits_sv, _ARGMAX_BLOCK, -jnp.inf)
     block_s = jnp.argmax(jnp.max(logits_snb, axis=2), axis=1)
-    within_s = jnp.argmax(_block(logits_snb, block_s), axis=1)
-    return (block_s * _ARGMAX_BLOCK + within_s).astype(jnp.int32)
+    best_sb = _block(logits_snb, block_s)
+    within_s = jnp.argmax(best_sb, axis=1)
+    token_s = (block_s * _ARGMAX_BLOCK + within_s).astype(jnp.int32)
+    if num_shards("vocab") == 1:
+        return token_s
+    best_sp = gather("vocab", jnp.max(best_sb, axis=1)[:, None], axis=1)
+    return _from_shard(jnp.argmax(best_sp, axis=1), token_s, logits_sv.shape[1])
+
+
+def _from_shard(shard_s: Int[Array, " s"], token_s: Int[Array, " s"], size: int) -> Int[Array, " s"]:
+    """The token that device `shard_s` has found in its part of the vocabulary, for all devices."""
+    here = shard_index("vocab")
+    return sum_over("vocab", jnp.where(shard_s == here, token_s + here * size, 0)).astype(jnp.int32)
 
 
 def _in_blocks(x_sv: Float[Array, "s v"], size: int, fill: float) -> Float[Array, "s n b"]:
@@ -227,12 +273,12 @@ def _draw(logits_sv: Float[Array, "s v"], inputs: SamplingInputs[jax.Array]) -> 
     """One token per row by its probability, for rows with a temperature."""
     temperature_s = jnp.where(inputs.temperature_s > 0, inputs.temperature_s, 1.0)
     # Shifted before scaling: with a tiny temperature the best token must stay finite.
-    logits_sv = (logits_sv - jnp.max(logits_sv, axis=1, keepdims=True)) / temperature_s[:, None]
+    logits_sv = (logits_sv - max_over("vocab", jnp.max(logits_sv, axis=1, keepdims=True))) / temperature_s[:, None]
     filters = jnp.any((inputs.top_k_s > 0) | (inputs.top_p_s < 1.0) | (inputs.min_p_s > 0))
     logits_sv = jax.lax.cond(
         filters, lambda x: keep_top(x, inputs.top_k_s, inputs.top_p_s, inputs.min_p_s), lambda x: x, logits_sv
     )
-    weights_sv = jnp.exp(logits_sv - jnp.max(logits_sv, axis=1, keepdims=True))
+    weights_sv = jnp.exp(logits_sv - max_over("vocab", jnp.max(logits_sv, axis=1, keepdims=True)))
     return _inverse_cdf(weights_sv, jax.vmap(_uniform)(inputs.seed_s, inputs.index_s))
 
 
@@ -241,13 +287,17 @@ def _uniform(seed: UInt[Array, ""], index: Int[Array, ""]) -> Float[Array, ""]:
 
 
 def _inverse_cdf(weights_sv: Float[Array, "s v"], uniform_s: Float[Array, " s"]) -> Int[Array, " s"]:
-    """The token at which the running sum of weights passes `uniform` of the total; in two levels, blocks then tokens."""
+    """The token at which the running sum of weights passes `uniform` of the total; by levels: devices, blocks, tokens."""
     weights_snb = _in_blocks(weights_sv, _CDF_BLOCK, 0.0)
     sum_sn = jnp.sum(weights_snb, axis=2)
-    target_s = uniform_s * jnp.sum(sum_sn, axis=1)
+    sum_sp = gather("vocab", jnp.sum(sum_sn, axis=1)[:, None], axis=1)
+    target_s = uniform_s * jnp.sum(sum_sp, axis=1)
+    shard_s, before_s = _pass(sum_sp, target_s)
+    target_s = target_s - before_s
     block_s, before_s = _pass(sum_sn, target_s)
     within_s, _ = _pass(_block(weights_snb, block_s), target_s - before_s)
-    return (block_s * _CDF_BLOCK + within_s).astype(jnp.int32)
+    token_s = (block_s * _CDF_BLOCK + within_s).astype(jnp.int32)
+    return token_s if num_shards("vocab") == 1 else _from_shard(shard_s, token_s, weights_sv.shape[1])
 
 
 def _pass(weights_sn: Float[Array, "s n"], target_s: Float[Array, " s"]) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,8 @@ import pytest
 from jaxserve.errors import DeviceError
 from jaxserve.executor.inputs import empty_inputs
 from jaxserve.executor.ladder import Rung
-from jaxserve.executor.local import DeviceState, LocalExecutor, run_step
+from jaxserve.executor.local import LocalExecutor
+from jaxserve.executor.program import DeviceState, run_step
 from jaxserve.models import weights
 from jaxserve.models.config import from_hf
 from jaxserve.models.kv import empty_pages

@@ -8,7 +8,7 @@ import pytest
 
 from jaxserve.executor.inputs import empty_inputs
 from jaxserve.executor.ladder import Rung
-from jaxserve.executor.local import DeviceState, run_step
+from jaxserve.executor.program import DeviceState, run_step
 from jaxserve.memory import step_bytes
 from jaxserve.models import weights
 from jaxserve.models.config import from_hf

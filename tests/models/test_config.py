@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxserve.errors import CheckpointError
+from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.models.config import ARCHITECTURES, from_hf
 from jaxserve.models.registry import read_config
 from jaxserve.models.rope import inverse_frequencies
@@ -201,3 +201,32 @@ def test_generation_config_names_the_end_tokens(tmp_path):
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("case", "shards", "message"),
+    [
+        (
+            "mixtral",
+            (3, 3, 3),
+            "8 experts cannot be shared evenly by 3 devices. Choose expert_parallel_size from 1, 2, 4, 8",
+        ),
+        (
+            "qwen3_moe",
+            (64, 1, 1),
+            "32 columns of an expert .* by 64 devices. Choose tensor_parallel_size from 1, 2, 4, 8, 16",
+        ),
+        ("qwen2_moe", (16, 1, 4), "40 columns of the shared expert .* by 16 devices"),
+        ("qwen2_moe", (8, 8, 4), "4 heads .* cannot be shared evenly by 8 devices"),
+    ],
+)
+def test_devices_that_cannot_share_experts(case, shards, message):
+    with pytest.raises(ConfigError, match=message):
+        from_hf(CASES[case]["config"]).for_shards(*shards)
+
+
+def test_dense_columns_count_only_if_a_layer_is_dense():
+    config = CASES["qwen3_moe"]["config"] | {"intermediate_size": 7}
+    assert from_hf(config).for_shards(4, 4, 2).num_kv_heads == 4
+    with pytest.raises(ConfigError, match="7 feed-forward columns"):
+        from_hf(config | {"mlp_only_layers": [0]}).for_shards(4, 4, 2)

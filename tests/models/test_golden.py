@@ -35,7 +35,7 @@ def load(case: str, folder: Path, length: int) -> tuple[ModelConfig, Any]:
 @functools.partial(jax.jit, static_argnums=1, donate_argnums=3)
 def run(params: Any, cfg: ModelConfig, batch: TokenBatch[Any], kv: KVPages[jax.Array]) -> tuple[jax.Array, Any]:
     hidden_te, kv, _ = llama.forward(params, cfg, batch, kv)
-    return llama.logits(params, hidden_te), kv
+    return llama.logits(params, cfg, hidden_te), kv
 
 
 def prefill(params: Any, cfg: ModelConfig, ids: list[int], chunk: int, *, exact_shape: bool = False) -> np.ndarray:
