@@ -136,8 +136,8 @@ def abstract(cfg: ModelConfig, experts: Experts, prefix: str) -> Moe[WeightSpec]
     e, f, names = cfg.embed_size, experts.ffn_size, _NAMES.get(cfg.architecture, _QWEN)
     block = prefix + names.block
     held = [(slot, f"{block}experts.{slot % experts.count}.") for slot in range(experts.num_slots)]
-    gates = [Part(name=f"{name}{names.gate}.weight", where=(slot, 0)) for slot, name in held]
-    ups = [Part(name=f"{name}{names.up}.weight", where=(slot, 1)) for slot, name in held]
+    both = ((0, names.gate), (1, names.up))
+    gates_ups = [Part(name=f"{name}{part}.weight", where=(slot, c)) for slot, name in held for c, part in both]
     downs = [Part(name=f"{name}{names.down}.weight", where=(slot,)) for slot, name in held]
 
     def vectors(name: str, count: int) -> WeightSpec:
@@ -149,7 +149,7 @@ def abstract(cfg: ModelConfig, experts: Experts, prefix: str) -> Moe[WeightSpec]
         gate_up_scfe=WeightSpec(
             shape=(experts.num_slots, 2, f, e),
             axes=("experts", None, "expert_ffn", "embed"),
-            parts=(*gates, *ups),
+            parts=tuple(gates_ups),
             fan_in=e,
         ),
         down_sef=WeightSpec(
