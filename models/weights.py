@@ -168,7 +168,7 @@ def _read(files: Mapping[str, Path], spec: WeightSpec, dtype: jnp.dtype) -> np.n
 
 
 def _read_parts(files: Mapping[str, Path], parts: Sequence[Part]) -> Iterator[tuple[Part, np.ndarray]]:
-    """Tensors of the checkpoint, one at a time. While a file is open, what was read of it stays mapped; but to open one is to
+    """Tensors of the checkpoint, one at a time. What was read of a file stays mapped while it is open; but to open one is to
     read the names of all its tensors, and a layer's experts are hundreds. So files are opened for some tensors at once."""
     for begin in range(0, len(parts), _AT_ONCE):
         some = parts[begin : begin + _AT_ONCE]
