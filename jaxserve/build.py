@@ -15,6 +15,7 @@ from jaxserve.config import EngineConfig, cache_folder
 from jaxserve.engine import Engine
 from jaxserve.errors import CapacityError, CheckpointError, ConfigError
 from jaxserve.executor.compiles import count_compiles
+from jaxserve.executor.experts import ExpertBook
 from jaxserve.executor.ladder import build_ladder
 from jaxserve.executor.local import LocalExecutor
 from jaxserve.executor.program import DeviceState
@@ -103,6 +104,7 @@ def _settle(config: EngineConfig, cfg: ModelConfig) -> _Settled:
     dtype, kv_dtype = _dtypes(config, cfg)
     _check_attention(config.attention_backend)
     parallel = parallel_of(config)
+    cfg = _with_redundant_experts(config, cfg)
     shards = (parallel.num_shards(axis) for axis in ("heads", "pool_heads", "experts"))
     cfg = cfg.for_shards(*shards)
     mesh = make_mesh(parallel) if parallel.num_devices > 1 else None
@@ -113,6 +115,22 @@ def _settle(config: EngineConfig, cfg: ModelConfig) -> _Settled:
     specs = family.abstract(cfg)
     max_model_len, num_blocks = _size_pool(config, parallel, cfg, specs, dtype, kv_dtype, max_model_len, token_budget)
     return _Settled(parallel, mesh, cfg, family, specs, dtype, kv_dtype, max_model_len, token_budget, num_blocks)
+
+
+def _with_redundant_experts(config: EngineConfig, cfg: ModelConfig) -> ModelConfig:
+    if cfg.experts is None:
+        for name in ("num_redundant_experts", "expert_rebalance_steps"):
+            if getattr(config, name):
+                raise ConfigError(
+                    f"{name}={getattr(config, name)}, but this model has no experts", remedy="Leave it at 0"
+                )
+        return cfg
+    num_slots = cfg.experts.count + config.num_redundant_experts
+    if num_slots > 2 * cfg.experts.count:
+        raise ConfigError(
+            f"num_redundant_experts={config.num_redundant_experts} is more than the {cfg.experts.count} experts there are"
+        )
+    return dataclasses.replace(cfg, experts=dataclasses.replace(cfg.experts, num_slots=num_slots))
 
 
 def parallel_of(config: EngineConfig) -> Parallel:
@@ -147,6 +165,9 @@ def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> Loca
         max_model_len=settled.max_model_len,
         attention_backend=config.attention_backend,
         mesh=settled.mesh,
+        experts=ExpertBook(cfg.experts, settled.parallel.expert, config.expert_rebalance_steps)
+        if cfg.experts
+        else None,
     )
 
 

@@ -70,6 +70,10 @@ class EngineConfig:
         "auto", "how devices share the attention of a prompt that is computed in one step", SEQUENCE_SCHEMES
     )
     expert_parallel_size: int = option(1, "devices that share a layer's experts, and otherwise its weights")
+    num_redundant_experts: int = option(
+        0, "experts of each layer that are held twice, so that devices can share their load"
+    )
+    expert_rebalance_steps: int = option(0, "steps after which experts move to where recent loads want them; 0: never")
     quantization: str | None = option(None, "weight quantisation (none so far)")
     compilation_cache: str | None = option("auto", "folder of compiled programs kept between runs; auto, or none")
     progress: bool = option(True, "show a progress bar while the engine warms up")
@@ -102,6 +106,9 @@ class EngineConfig:
             size = getattr(self, f"{name}_parallel_size")
             if not _is_int(size) or not 1 <= size <= 1 << 16:
                 raise ConfigError(f"{name}_parallel_size={size!r} must be a positive whole number")
+        for name in ("num_redundant_experts", "expert_rebalance_steps"):
+            if not _is_int(getattr(self, name)) or not 0 <= getattr(self, name) <= 1 << 30:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number, 0 or more")
         if self.quantization is not None:
             raise ConfigError(f"quantization={self.quantization!r} is not supported yet", remedy="Leave it out")
 
