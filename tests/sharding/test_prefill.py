@@ -66,8 +66,6 @@ def check(case: Case, scheme: str, lengths: tuple[int, ...]) -> None:
     ("num_devices", "heads"),
     [
         (4, GQA),
-        pytest.param(2, GQA, marks=pytest.mark.slow),
-        pytest.param(3, (6, 3), marks=pytest.mark.slow),
         pytest.param(4, MHA, marks=pytest.mark.slow),
         pytest.param(8, GQA, marks=pytest.mark.slow),
     ],
@@ -75,6 +73,15 @@ def check(case: Case, scheme: str, lengths: tuple[int, ...]) -> None:
 def test_equals_dense_and_sends_what_the_table_says(num_devices, heads, scheme):
     """Whole prompts, some that end within a device's share, and one that the first device has alone."""
     check(case_of(num_devices, heads, 12), scheme, (12 * num_devices, 12 * num_devices - 17, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "num_devices"), [("zigzag", 2), ("bidirectional", 2), ("zigzag", 3), ("bidirectional", 3)]
+)
+def test_two_and_three_devices(scheme, num_devices):
+    """Two have one way only, and keep half of their tokens in zig-zag; three have as many steps in both directions."""
+    check(case_of(num_devices, (6, 3), 12), scheme, (12 * num_devices, 17))
 
 
 @pytest.mark.slow
