@@ -272,7 +272,17 @@ def _groups(rest: str, text: str) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(int(i) for i in one.split(",") if i) for one in re.findall(r"\{([\d,]*)\}", listed[1]))
     counted = re.search(r"\breplica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
     if counted:
-        return _iota(int(counted[2]), [int(d) for d in counted[3].split(",")], counted[4])
+        dims = [int(d) for d in counted[3].split(",")]
+        order = [int(i) for i in counted[4].split(",")] if counted[4] else list(range(len(dims)))
+        return _iota(int(counted[2]), dims, order)
+    meshed = re.search(r"\breplica_groups=mesh\[((?:'[^']+'=\d+,?)+)\] \{((?:'[^']+',?)*)\}", rest)  # since jax 0.11
+    if meshed:
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", meshed[1])}
+        names = list(sizes)
+        inside = [names.index(name) for name in re.findall(r"'([^']+)'", meshed[2])]
+        outside = [axis for axis in range(len(names)) if axis not in inside]
+        dims = list(sizes.values())
+        return _iota(math.prod(dims[axis] for axis in inside), dims, outside + inside)
     if listed or "replica_groups=" not in rest:
         head = text.split("\n", 1)[0]
         sizes = [int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", head)]
@@ -280,9 +290,8 @@ def _groups(rest: str, text: str) -> tuple[tuple[int, ...], ...]:
     raise ValueError(f"replica groups in an unknown form: {rest[rest.index('replica_groups=') :][:80]}")
 
 
-def _iota(group_size: int, dims: list[int], order_text: str | None) -> tuple[tuple[int, ...], ...]:
-    """`[groups,size]<=[dims]T(order)`: all ids in the shape `dims`, transposed, and cut into groups."""
-    order = [int(i) for i in order_text.split(",")] if order_text else list(range(len(dims)))
+def _iota(group_size: int, dims: list[int], order: list[int]) -> tuple[tuple[int, ...], ...]:
+    """All ids in the shape `dims`, transposed to `order`, and cut into groups: `[groups,size]<=[dims]T(order)`."""
     strides = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
     ids = [0]
     for axis in order:

@@ -122,6 +122,22 @@ def test_reads_fused_starts_and_open_loops_of_tpus():
     assert totals(collectives(TPU)) == {"all-gather": (1, 6144), "collective-permute": (1, 2048)}
 
 
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("{{0,2},{1,3}}", ((0, 2), (1, 3))),
+        ("[2,4]<=[8]", ((0, 1, 2, 3), (4, 5, 6, 7))),
+        ("[4,2]<=[2,4]T(1,0)", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        ("mesh['a'=2,'b'=4] {'a'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        ("mesh['a'=2,'b'=2,'c'=2] {'c','a'}", ((0, 4, 1, 5), (2, 6, 3, 7))),
+        ("mesh['data'=1,'tensor'=2] {'data'}", ((0,), (1,))),
+        ("{}", (tuple(range(8)),)),
+    ],
+)
+def test_all_forms_of_groups(written, groups):
+    assert by_kind(GPU.replace("=[2,4]<=[8]", f"={written}"))["all-to-all"].groups == groups
+
+
 def test_groups_of_one_send_nothing():
     assert totals(collectives(GPU.replace("=[2,4]<=[8]", "={{0},{1},{2},{3},{4},{5},{6},{7}}"))).keys() == {
         "all-gather",
