@@ -110,14 +110,15 @@ def _routed(
     gate_up_mf = grouped_matmul(x_me, moe.gate_up_scfe.reshape(num_slots, 2 * ffn, embed_size), sizes_s, x_te.dtype)
     gate_mf, up_mf = jnp.split(gate_up_mf, 2, axis=-1)
     gated_mf = jax.nn.silu(gate_mf.astype(jnp.float32)).astype(x_te.dtype) * up_mf
-    y_me = grouped_matmul(gated_mf, moe.down_sef, sizes_s)
-    y_tke = y_me[jnp.argsort(order_m)].reshape(num_tokens, per_token, embed_size)
+    y_me = grouped_matmul(gated_mf, moe.down_sef, sizes_s, x_te.dtype)
+    place_m = jnp.zeros_like(order_m).at[order_m].set(jnp.arange(len(order_m)), unique_indices=True)
+    y_tke = y_me[place_m].reshape(num_tokens, per_token, embed_size)
     # Not a product with zero: rows of no group may be anything.
-    return jnp.sum(jnp.where(is_mine_tk[:, :, None], weight_tk[:, :, None] * y_tke, 0), axis=1)
+    return jnp.sum(jnp.where(is_mine_tk[:, :, None], weight_tk[:, :, None] * y_tke.astype(jnp.float32), 0), axis=1)
 
 
 def _count(numbers: Int[Array, "*shape"], length: int) -> Int[Array, " length"]:
-    """How often each number below `length` occurs. By comparison: a scatter is slow on TPUs, and its program unreadable."""
+    """How often each number below `length` occurs. By comparison, because TPUs are slow at scattering into few places."""
     return jnp.sum(numbers.reshape(-1, 1) == jnp.arange(length, dtype=jnp.int32)[None, :], axis=0, dtype=jnp.int32)
 
 
