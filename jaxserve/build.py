@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxserve.config import EngineConfig, cache_folder
 from jaxserve.engine import Engine
 from jaxserve.errors import CapacityError, CheckpointError, ConfigError
 from jaxserve.executor.compiles import count_compiles
+from jaxserve.executor.experts import ExpertBook
 from jaxserve.executor.ladder import build_ladder
 from jaxserve.executor.local import LocalExecutor
 from jaxserve.executor.program import DeviceState
@@ -30,7 +32,9 @@ from jaxserve.sampling.sampler import empty_state
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.policies.fcfs import Fcfs
 from jaxserve.scheduler.policies.priority import Priority
+from jaxserve.sharding.links import links_here
 from jaxserve.sharding.mesh import AXES, Parallel, make_mesh
+from jaxserve.sharding.scheme import Case, choose_scheme, refusal
 from jaxserve.tokenizer import Tokenizer, load_tokenizer
 
 POLICIES = {"fcfs": Fcfs, "priority": Priority}
@@ -100,6 +104,7 @@ def _settle(config: EngineConfig, cfg: ModelConfig) -> _Settled:
     dtype, kv_dtype = _dtypes(config, cfg)
     _check_attention(config.attention_backend)
     parallel = parallel_of(config)
+    cfg = _with_redundant_experts(config, cfg)
     shards = (parallel.num_shards(axis) for axis in ("heads", "pool_heads", "experts"))
     cfg = cfg.for_shards(*shards)
     mesh = make_mesh(parallel) if parallel.num_devices > 1 else None
@@ -110,6 +115,22 @@ def _settle(config: EngineConfig, cfg: ModelConfig) -> _Settled:
     specs = family.abstract(cfg)
     max_model_len, num_blocks = _size_pool(config, parallel, cfg, specs, dtype, kv_dtype, max_model_len, token_budget)
     return _Settled(parallel, mesh, cfg, family, specs, dtype, kv_dtype, max_model_len, token_budget, num_blocks)
+
+
+def _with_redundant_experts(config: EngineConfig, cfg: ModelConfig) -> ModelConfig:
+    if cfg.experts is None:
+        for name in ("num_redundant_experts", "expert_rebalance_steps"):
+            if getattr(config, name):
+                raise ConfigError(
+                    f"{name}={getattr(config, name)}, but this model has no experts", remedy="Leave it at 0"
+                )
+        return cfg
+    num_slots = cfg.experts.count + config.num_redundant_experts
+    if num_slots > 2 * cfg.experts.count:
+        raise ConfigError(
+            f"num_redundant_experts={config.num_redundant_experts} is more than the {cfg.experts.count} experts there are"
+        )
+    return dataclasses.replace(cfg, experts=dataclasses.replace(cfg.experts, num_slots=num_slots))
 
 
 def parallel_of(config: EngineConfig) -> Parallel:
@@ -125,7 +146,8 @@ def _load_weights(folder: Path, config: EngineConfig, settled: _Settled) -> Any:
 
 def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> LocalExecutor:
     cfg, replicas = settled.cfg, settled.parallel.data
-    ladder = build_ladder(config.max_num_seqs, settled.token_budget, settled.parallel.sequence)
+    scheme_of = partial(_scheme_of, config, settled)
+    ladder = build_ladder(config.max_num_seqs, settled.token_budget, settled.parallel.sequence, scheme_of)
 
     def empty() -> DeviceState:
         num_blocks, as_bits = replicas * settled.num_blocks, _keeps_bits(config)
@@ -143,16 +165,23 @@ def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> Loca
         max_model_len=settled.max_model_len,
         attention_backend=config.attention_backend,
         mesh=settled.mesh,
+        experts=ExpertBook(cfg.experts, settled.parallel.expert, config.expert_rebalance_steps)
+        if cfg.experts
+        else None,
     )
 
 
 def _make_engine(
     config: EngineConfig, settled: _Settled, executor: LocalExecutor, tokenizer: Tokenizer | None
 ) -> Engine:
+    capacity = executor.capacity()
     scheduler = Scheduler(
-        KVStore(settled.num_blocks, config.block_size, caching=config.enable_prefix_caching),
+        [
+            KVStore(capacity.num_blocks, capacity.block_size, caching=config.enable_prefix_caching)
+            for _ in range(capacity.num_replicas)
+        ],
         POLICIES[config.scheduling_policy](),
-        executor.capacity(),
+        capacity,
         token_budget=settled.token_budget,
         chunked=config.enable_chunked_prefill,
     )
@@ -224,6 +253,40 @@ def _attention_backend(config: EngineConfig, settled: _Settled) -> str:
         ) from refusal
 
 
+def _scheme_of(config: EngineConfig, settled: _Settled, num_tokens: int) -> str | None:
+    """How devices share the attention of a prompt of so many tokens; None: as that of any rows, over the pool (Ulysses).
+
+    Raises: ConfigError if the scheme asked for cannot take the model.
+    """
+    parallel, cfg, asked = settled.parallel, settled.cfg, config.sequence_parallel_scheme
+    if parallel.sequence == 1:
+        return None
+    shards = parallel.num_shards("heads")
+    cases = [
+        Case(
+            num_devices=parallel.sequence,
+            num_tokens=-(-num_tokens // parallel.sequence) * parallel.sequence,
+            num_heads=cfg.num_heads // shards,
+            num_kv_heads=cfg.num_kv_heads // shards,
+            head_size=cfg.head_size,
+            itemsize=settled.dtype.itemsize,
+            window=window,
+        )
+        for window in dict.fromkeys(cfg.windows or (None,))
+    ]
+    if asked == "auto":
+        chosen = {choose_scheme(case, links_here(), into_pool=True) for case in cases}
+        scheme = chosen.pop() if len(chosen) == 1 else "ulysses"
+    else:
+        scheme = asked
+        for refused in filter(None, (refusal(asked, case) for case in cases)):
+            raise ConfigError(
+                f"sequence_parallel_scheme={asked!r} cannot take prompts of {num_tokens} tokens: {refused}",
+                remedy="Leave it at 'auto'",
+            )
+    return None if scheme == "ulysses" else scheme
+
+
 def _keeps_bits(config: EngineConfig) -> bool:
     """Whether the pool is stored as bits, which is faster on CPU."""
     return jax.default_backend() == "cpu" and config.attention_backend != "tpu"  # interpreted, for tests
@@ -242,7 +305,7 @@ def _max_model_len(config: EngineConfig, cfg: ModelConfig) -> int:
 
 
 def _token_budget(config: EngineConfig, max_model_len: int) -> int:
-    default = 512 if jax.default_backend() == "cpu" else 2048
+    default = (512 if jax.default_backend() == "cpu" else 2048) * config.sequence_parallel_size
     if config.enable_chunked_prefill:
         return config.max_num_batched_tokens or default
     # A whole prompt must fit beside the decodes, which are never left out, or it could wait for ever.

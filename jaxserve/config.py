@@ -13,6 +13,7 @@ from jaxserve.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 LOAD_FORMATS = ("auto", "dummy")
+SEQUENCE_SCHEMES = ("auto", "ulysses", "gather", "ring", "bidirectional", "zigzag", "tokenring", "pass_q")
 
 
 T = TypeVar("T")
@@ -47,8 +48,11 @@ class EngineConfig:
     )
     load_format: str = option("auto", "auto: read safetensors; dummy: random weights made on the device", LOAD_FORMATS)
     max_model_len: int | None = option(None, "longest sequence in tokens, prompt and answer; default: the model's own")
-    max_num_seqs: int = option(32, "most sequences running at once")
-    max_num_batched_tokens: int | None = option(None, "token budget of one step; default 512 on CPU, 2048 elsewhere")
+    max_num_seqs: int = option(32, "most sequences running at once (on each replica)")
+    max_num_batched_tokens: int | None = option(
+        None,
+        "token budget of one step (of each replica); default 512 on CPU, 2048 elsewhere, times sequence_parallel_size",
+    )
     block_size: int = option(32, "tokens per KV block; a power of two from 8 to 256")
     num_kv_blocks: int | None = option(None, "blocks in the KV pool; default: what memory_utilization leaves")
     memory_utilization: float = option(0.9, "share of accelerator memory (on CPU: of half the free memory) to use")
@@ -62,7 +66,14 @@ class EngineConfig:
     tensor_parallel_size: int = option(1, "devices that share each layer's weights")
     data_parallel_size: int = option(1, "replicas of the weights, each with its own requests")
     sequence_parallel_size: int = option(1, "devices that share the tokens of a step")
+    sequence_parallel_scheme: str = option(
+        "auto", "how devices share the attention of a prompt that is computed in one step", SEQUENCE_SCHEMES
+    )
     expert_parallel_size: int = option(1, "devices that share a layer's experts, and otherwise its weights")
+    num_redundant_experts: int = option(
+        0, "experts of each layer that are held twice, so that devices can share their load"
+    )
+    expert_rebalance_steps: int = option(0, "steps after which experts move to where recent loads want them; 0: never")
     quantization: str | None = option(None, "weight quantisation (none so far)")
     compilation_cache: str | None = option("auto", "folder of compiled programs kept between runs; auto, or none")
     progress: bool = option(True, "show a progress bar while the engine warms up")
@@ -95,6 +106,9 @@ class EngineConfig:
             size = getattr(self, f"{name}_parallel_size")
             if not _is_int(size) or not 1 <= size <= 1 << 16:
                 raise ConfigError(f"{name}_parallel_size={size!r} must be a positive whole number")
+        for name in ("num_redundant_experts", "expert_rebalance_steps"):
+            if not _is_int(getattr(self, name)) or not 0 <= getattr(self, name) <= 1 << 30:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number, 0 or more")
         if self.quantization is not None:
             raise ConfigError(f"quantization={self.quantization!r} is not supported yet", remedy="Leave it out")
 

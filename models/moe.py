@@ -4,6 +4,7 @@ All devices along `expert` and `tensor` have the same tokens. Each computes what
 of the tokens that they are given, and one sum over both axes puts it together. No token is ever dropped.
 """
 
+import dataclasses
 from typing import Generic, NamedTuple, TypeVar
 
 import jax
@@ -120,6 +121,26 @@ def _routed(
 def _count(numbers: Int[Array, "*shape"], length: int) -> Int[Array, " length"]:
     """How often each number below `length` occurs. By comparison, because TPUs are slow at scattering into few places."""
     return jnp.sum(numbers.reshape(-1, 1) == jnp.arange(length, dtype=jnp.int32)[None, :], axis=0, dtype=jnp.int32)
+
+
+def repacked(moe: Moe[jax.Array], source_s: Int[Array, " s"]) -> Moe[jax.Array]:
+    """The same experts in other slots: each takes what slot `source_s[s]` (counted over all devices) held. One expert's
+    weights cross devices at a time, so no device needs room for more than its slots twice and one."""
+
+    def moved(weights: jax.Array) -> jax.Array:
+        size = weights.shape[0]
+
+        def take(slot: jax.Array, slots: jax.Array) -> jax.Array:
+            source = to_local("experts", source_s[slot], size)
+            held = jnp.where(source < size, weights[jnp.minimum(source, size - 1)], 0)
+            return slots.at[to_local("experts", slot, size)].set(sum_over("experts", held), mode="drop")
+
+        def take_other(slot: jax.Array, slots: jax.Array) -> jax.Array:
+            return jax.lax.cond(source_s[slot] == slot, lambda _, slots: slots, take, slot, slots)
+
+        return jax.lax.fori_loop(0, source_s.shape[0], take_other, weights)
+
+    return dataclasses.replace(moe, gate_up_scfe=moved(moe.gate_up_scfe), down_sef=moved(moe.down_sef))
 
 
 class _Names(NamedTuple):

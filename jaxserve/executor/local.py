@@ -2,23 +2,26 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxserve.executor.compiles import count_compiles
+from jaxserve.executor.experts import ExpertBook
 from jaxserve.executor.failure import explain
-from jaxserve.executor.inputs import empty_inputs, make_inputs
+from jaxserve.executor.inputs import empty_inputs, make_inputs, places
 from jaxserve.executor.ladder import Rung, fit
-from jaxserve.executor.program import DeviceState, StepOutputs, jit_copy, jit_start, jit_step, shardings
+from jaxserve.executor.program import DeviceState, StepOutputs, jit_copy, jit_repack, jit_start, jit_step, shardings
+from jaxserve.models.batch import TokenBatch
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.moe import Placement
 from jaxserve.models.registry import ModelFamily
 from jaxserve.pallas_kernels.ragged_paged_attention import checks
 from jaxserve.request import Task
@@ -52,40 +55,55 @@ class LocalExecutor:
         max_model_len: int,
         attention_backend: str | None,
         mesh: Mesh | None = None,
+        experts: ExpertBook | None = None,
     ):
-        """`params` lie on the mesh; `empty_state` makes arrays for all of its replicas."""
-        self._cfg, self._params, self._ladder = cfg, params, ladder
+        """`params` lie on the mesh; `empty_state` makes arrays for all of its replicas; `experts` if the model has any."""
+        self._params, self._ladder = params, ladder
         self._num_replicas = 1 if mesh is None else mesh.shape["data"]
         shapes = jax.eval_shape(empty_state)
         self._empty_state = jax.jit(empty_state, out_shardings=shardings(shapes, mesh))
         self._state = self._empty_state()
         self._max_model_len = max_model_len
         self._num_slots = self._state.sampler.last_r.shape[0] // self._num_replicas
-        self._table_width = -(-max_model_len // self._state.kv.block_size)
+        self._num_blocks = self._state.kv.num_blocks // self._num_replicas
+        self._sizes = {
+            "table_width": -(-max_model_len // self._state.kv.block_size),
+            "num_slots": self._num_slots,
+            "vocab_size": self._state.sampler.counts_rv.shape[1],
+            "num_replicas": self._num_replicas,
+        }
         self._jitted_step = jit_step(family, cfg, attention_backend, params, shapes, mesh)
+        self._experts, self._mesh = experts, mesh
         self._jitted_copy = jit_copy(shapes, mesh)
         self._jitted_start = jit_start(shapes, mesh)
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self.num_late_compiles = 0  # compilations while dispatching: a bug if not 0
+        self.steps_by_scheme: Counter[str] = Counter()  # of prompts whose attention was shared by a scheme of its own
 
     def capacity(self) -> Capacity:
         """Pool, slots and compiled step sizes."""
         return Capacity(
-            num_blocks=self._state.kv.num_blocks,
+            num_blocks=self._num_blocks,
             block_size=self._state.kv.block_size,
             num_slots=self._num_slots,
             token_rungs=tuple(sorted({rung.tokens for rung in self._ladder if not rung.decode_only})),
             max_model_len=self._max_model_len,
+            num_replicas=self._num_replicas,
         )
 
     def warm_up(self, *, progress: bool) -> None:
         """Compile everything that can ever run, so that nothing compiles later."""
         jobs: dict[Any, Callable[[], Any]] = {rung: partial(self._lower, rung) for rung in self._ladder}
-        pairs = jnp.zeros(_COPIES, jnp.int32)
+        pairs = np.zeros(self._num_replicas * _COPIES, np.int32)
         jobs["copy"] = lambda: self._jitted_copy.lower(self._state.kv, pairs, pairs)
         jobs["start"] = lambda: self._jitted_start.lower(
             self._state.sampler, *_history_chunk(0, True, 0.0, (), (), (), 0)
         )
+
+        if self._experts is not None and self._experts.placement is not None:
+            moe = self._params.layers[self._experts.layers[0]].mlp
+            source_s = np.arange(self._experts.plan.expert_ls.shape[1], dtype=np.int32)
+            jobs["repack"] = lambda: jit_repack(moe, self._mesh).lower(moe, source_s)
 
         def compile_one(name: Any) -> tuple[Any, Callable[..., Any]]:
             return name, jobs[name]().compile()
@@ -100,24 +118,10 @@ class LocalExecutor:
 
         With JAX's debug checks on, raises ValueError for a plan that points outside of the pool, before anything runs.
         """
-        rung = fit(self._ladder, plan.num_tokens, len(plan.rows))
-        inputs = make_inputs(
-            plan,
-            rung,
-            table_width=self._table_width,
-            num_slots=self._num_slots,
-            vocab_size=self._cfg.vocab_size,
-        )
+        rung = fit(self._ladder, plan.loads)
+        inputs = make_inputs(plan, rung, **self._sizes)
         if checks.wanted():
-            batch, kv = inputs.batch, self._state.kv
-            checks.check_rows(
-                batch.table_sm,
-                batch.q_start_s,
-                batch.kv_len_s,
-                num_tokens=rung.tokens,
-                num_pages=kv.num_blocks,
-                page_size=kv.block_size,
-            )
+            self._check_rows(inputs.batch, rung)
         with self._losing_state_on_failure(plan):
             if self._state.kv.pages_pkbd.is_deleted():  # by a step that failed
                 self._state = self._empty_state()
@@ -125,14 +129,26 @@ class LocalExecutor:
             self._copy_blocks(plan.copies)
             for start in plan.starts:
                 self._start_slot(start)
-            outputs, self._state = self._compiled[rung](self._params, self._state, inputs)
+            self._move_experts(plan.index)
+            outputs, self._state = self._compiled[rung](self._params, self._state, inputs, self._placement)
             self.num_late_compiles += count_compiles() - compiles
+            if rung.scheme is not None:
+                self.steps_by_scheme[rung.scheme] += 1
         return Pending(plan, rung, outputs)
 
     def collect(self, pending: Pending) -> StepResult:
         """Fetch a step's tokens, and what else its rows asked for."""
         with self._losing_state_on_failure(pending.plan):
+            if self._experts is not None:
+                self._experts.note(np.asarray(pending.outputs.experts_1lx))
             return self._fetch_result(pending)
+
+    def metrics(self) -> dict[str, Any]:
+        """What the steps so far have shown of compilation, schemes and experts."""
+        return {
+            "compiles_after_ready": self.num_late_compiles,
+            "steps_by_scheme": dict(self.steps_by_scheme),
+        } | (self._experts.metrics() if self._experts is not None else {})
 
     @contextlib.contextmanager
     def _losing_state_on_failure(self, plan: StepPlan) -> Iterator[None]:
@@ -145,38 +161,63 @@ class LocalExecutor:
             raise explain(error, plan) from error
 
     def _fetch_result(self, pending: Pending) -> StepResult:
-        rows, outputs = pending.plan.rows, pending.outputs
+        plan, rung, outputs = pending.plan, pending.rung, pending.outputs
         tokens = np.asarray(outputs.token_s).tolist()
-        wants_logprobs = any(row.samples and row.params.logprobs is not None for row in rows)
+        wants_logprobs = any(row.samples and row.params.logprobs is not None for row in plan.rows)
         sampled = _fetch(outputs.logprobs) if wants_logprobs else None
-        prompt = _fetch(outputs.prompt) if any(row.logprob_targets for row in rows) else None
-        hidden = np.asarray(outputs.hidden_se) if any(row.task is Task.EMBED for row in rows) else None
-        results, position = [], 0
-        for index, row in enumerate(rows):
-            scores = None
-            if row.logprob_targets and prompt is not None:
-                scores, position = _prompt_scores(row, prompt, position)
+        prompt = _fetch(outputs.prompt) if any(row.logprob_targets for row in plan.rows) else None
+        hidden = np.asarray(outputs.hidden_se) if any(row.task is Task.EMBED for row in plan.rows) else None
+        results = []
+        for row, place in zip(plan.rows, places(plan, rung), strict=True):
+            token = tokens[place.row]
             wants = sampled is not None and row.samples and row.params.logprobs is not None
             results.append(
                 RowResult(
-                    token_id=tokens[index] if row.samples else None,
-                    logprob=_logprob(sampled, index, tokens[index], row.params.logprobs or 0) if wants else None,
-                    prompt_logprobs=scores,
-                    hidden=hidden[index].copy() if hidden is not None and row.task is Task.EMBED else None,
+                    token_id=token if row.samples else None,
+                    logprob=_logprob(sampled, place.row, token, row.params.logprobs or 0) if wants else None,
+                    prompt_logprobs=_prompt_scores(row, prompt, place.score) if row.logprob_targets else None,
+                    hidden=hidden[place.row].copy() if hidden is not None and row.task is Task.EMBED else None,
                 )
             )
-        return StepResult(rows=tuple(results), padded_tokens=pending.rung.tokens - pending.plan.num_tokens)
+        return StepResult(rows=tuple(results), padded_tokens=self._num_replicas * rung.tokens - plan.num_tokens)
+
+    def _check_rows(self, batch: TokenBatch[Any], rung: Rung) -> None:
+        def parts(array: np.ndarray) -> list[np.ndarray]:
+            return np.split(array, self._num_replicas)
+
+        for rows in zip(parts(batch.table_sm), parts(batch.q_start_s), parts(batch.kv_len_s), strict=True):
+            checks.check_rows(
+                *rows, num_tokens=rung.tokens, num_pages=self._num_blocks, page_size=self._state.kv.block_size
+            )
 
     def _lower(self, rung: Rung) -> Any:
-        sizes = {"table_width": self._table_width, "num_slots": self._num_slots, "vocab_size": self._cfg.vocab_size}
-        return self._jitted_step.lower(self._params, self._state, empty_inputs(rung, **sizes))
+        return self._jitted_step.lower(self._params, self._state, empty_inputs(rung, **self._sizes), self._placement)
+
+    @property
+    def _placement(self) -> Placement[Any] | None:
+        return None if self._experts is None else self._experts.placement
+
+    def _move_experts(self, num_steps: int) -> None:
+        source_ls = None if self._experts is None else self._experts.next_sources(num_steps)
+        if self._experts is None or source_ls is None:
+            return
+        layers = list(self._params.layers)
+        for index, source_s in zip(self._experts.layers, source_ls, strict=True):
+            moe = self._compiled["repack"](layers[index].mlp, source_s)
+            layers[index] = dataclasses.replace(layers[index], mlp=moe)
+        self._params = dataclasses.replace(self._params, layers=tuple(layers))
 
     def _copy_blocks(self, copies: tuple[BlockCopy, ...]) -> None:
-        for begin in range(0, len(copies), _COPIES):
-            some = copies[begin : begin + _COPIES]
-            source, target = np.zeros(_COPIES, np.int32), np.full(_COPIES, self._state.kv.num_blocks, np.int32)
-            source[: len(some)], target[: len(some)] = [c.source for c in some], [c.target for c in some]
-            kv = self._compiled["copy"](self._state.kv, source, target)
+        """Each call copies up to `_COPIES` blocks of every replica; unused pairs point past the pool."""
+        left = [[copy for copy in copies if copy.replica == replica] for replica in range(self._num_replicas)]
+        while any(left):
+            source = np.zeros((self._num_replicas, _COPIES), np.int32)
+            target = np.full((self._num_replicas, _COPIES), self._num_blocks, np.int32)
+            for replica, some in enumerate(left):
+                for index, copy in enumerate(some[:_COPIES]):
+                    source[replica, index], target[replica, index] = copy.source, copy.target
+            left = [some[_COPIES:] for some in left]
+            kv = self._compiled["copy"](self._state.kv, source.reshape(-1), target.reshape(-1))
             self._state = self._state._replace(kv=kv)
 
     def _start_slot(self, start: SlotStart) -> None:
@@ -189,13 +230,13 @@ class LocalExecutor:
         for begin in range(0, longest, _HISTORY):
             part = slice(begin, begin + _HISTORY)
             chunk = _history_chunk(
-                start.slot,
+                start.replica * self._num_slots + start.slot,
                 begin == 0,
                 floor,
                 start.prompt_token_ids[part],
                 start.output_token_ids[part],
                 pairs[part],
-                self._cfg.vocab_size,
+                self._sizes["vocab_size"],
             )
             self._state = self._state._replace(sampler=self._compiled["start"](self._state.sampler, *chunk))
 
@@ -245,8 +286,8 @@ def _logprob(logprobs: Logprobs | None, index: int, token_id: int, count: int) -
     )
 
 
-def _prompt_scores(row: Row, prompt: Logprobs, position: int) -> tuple[tuple[TokenLogprob | None, ...], int]:
-    """Scores of one row's targets; `position` runs through the step's wanted entries."""
+def _prompt_scores(row: Row, prompt: Logprobs | None, position: int) -> tuple[TokenLogprob | None, ...]:
+    """Scores of one row's targets; the wanted ones lie from `position` on."""
     scores: list[TokenLogprob | None] = []
     for target in row.logprob_targets or ():
         if target < 0:
@@ -254,4 +295,4 @@ def _prompt_scores(row: Row, prompt: Logprobs, position: int) -> tuple[tuple[Tok
             continue
         scores.append(_logprob(prompt, position, target, row.params.prompt_logprobs or 0))
         position += 1
-    return tuple(scores), position
+    return tuple(scores)
