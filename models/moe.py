@@ -67,15 +67,13 @@ def feed_forward(
     Returns: the sums, and how many tokens each expert was given, over all devices that have these tokens.
     """
     routes = route(moe, experts, x_te)
-    counts_x = jnp.bincount(
-        jnp.where(is_real_t[:, None], routes.expert_tk, experts.count).reshape(-1), length=experts.count
-    )
+    counts_x = _count(jnp.where(is_real_t[:, None], routes.expert_tk, experts.count), experts.count)
     slot_tk = routes.expert_tk if placement is None else _slots(routes.expert_tk, placement, layer)
     y_te = _routed(moe, x_te, slot_tk, routes.weight_tk, is_real_t)
     if moe.shared is not None and moe.shared_gate_1e is not None:
         gate_t1 = jax.nn.sigmoid(matmul(x_te, moe.shared_gate_1e))
         y_te = y_te + gate_t1 * matmul(mlp.gated(moe.shared, x_te), moe.shared.down_ef)
-    return sum_over("ffn", y_te.astype(x_te.dtype)), counts_x.astype(jnp.int32)
+    return sum_over("ffn", y_te.astype(x_te.dtype)), counts_x
 
 
 def route(moe: Moe[jax.Array], experts: Experts, x_te: Float[Array, "t e"]) -> Routes:
@@ -108,15 +106,21 @@ def _routed(
     is_mine_tk = (local_tk < num_slots) & is_real_t[:, None]
     local_m = jnp.where(is_mine_tk, local_tk, num_slots).reshape(-1)
     order_m = jnp.argsort(local_m)
-    sizes_s = jnp.bincount(local_m, length=num_slots).astype(jnp.int32)
+    sizes_s = _count(local_m, num_slots)
     x_me = x_te[order_m // per_token]
     gate_up_mf = grouped_matmul(x_me, moe.gate_up_scfe.reshape(num_slots, 2 * ffn, embed_size), sizes_s, x_te.dtype)
     gate_mf, up_mf = jnp.split(gate_up_mf, 2, axis=-1)
     gated_mf = jax.nn.silu(gate_mf.astype(jnp.float32)).astype(x_te.dtype) * up_mf
-    y_me = grouped_matmul(gated_mf, moe.down_sef, sizes_s)
-    y_tke = y_me[jnp.argsort(order_m)].reshape(num_tokens, per_token, embed_size)
+    y_me = grouped_matmul(gated_mf, moe.down_sef, sizes_s, x_te.dtype)
+    place_m = jnp.zeros_like(order_m).at[order_m].set(jnp.arange(len(order_m)), unique_indices=True)
+    y_tke = y_me[place_m].reshape(num_tokens, per_token, embed_size)
     # Not a product with zero: rows of no group may be anything.
-    return jnp.sum(jnp.where(is_mine_tk[:, :, None], weight_tk[:, :, None] * y_tke, 0), axis=1)
+    return jnp.sum(jnp.where(is_mine_tk[:, :, None], weight_tk[:, :, None] * y_tke.astype(jnp.float32), 0), axis=1)
+
+
+def _count(numbers: Int[Array, "*shape"], length: int) -> Int[Array, " length"]:
+    """How often each number below `length` occurs. By comparison, because TPUs are slow at scattering into few places."""
+    return jnp.sum(numbers.reshape(-1, 1) == jnp.arange(length, dtype=jnp.int32)[None, :], axis=0, dtype=jnp.int32)
 
 
 def repacked(moe: Moe[jax.Array], source_s: Int[Array, " s"]) -> Moe[jax.Array]:

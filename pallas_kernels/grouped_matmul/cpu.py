@@ -7,6 +7,8 @@ and write over what it left there.
 import jax
 import jax.numpy as jnp
 
+from jaxserve.pallas_kernels.grouped_matmul import tiles
+
 _FEWEST, _MOST = 8, 64  # rows of a tile
 
 
@@ -15,18 +17,16 @@ def grouped_matmul(x_mi, w_xoi, sizes_x, out_dtype):
     (num_rows, size), (num_groups, width, _) = x_mi.shape, w_xoi.shape
     tile = _tile(num_rows, num_groups)
     x_mi = jnp.pad(x_mi, ((0, tile), (0, 0)))  # for the last tile
-    tiles_x = -(-sizes_x // tile)
-    last_row_x, last_tile_x = jnp.cumsum(sizes_x), jnp.cumsum(tiles_x)
+    table = tiles.cut(sizes_x, num_rows, tile)
 
     def multiply(index, out_mo):
-        group = jnp.searchsorted(last_tile_x, index, side="right", method="compare_all")
-        row = last_row_x[group] - sizes_x[group] + (index - last_tile_x[group] + tiles_x[group]) * tile
+        row = table.row_j[index]
         rows_ri = jax.lax.dynamic_slice(x_mi, (row, 0), (tile, size))
-        return jax.lax.dynamic_update_slice(out_mo, _product(rows_ri, _weight(w_xoi, group)), (row, 0))
+        return jax.lax.dynamic_update_slice(out_mo, _product(rows_ri, _weight(w_xoi, table.group_j[index])), (row, 0))
 
     # In float32: XLA on CPU updates a narrower array by converting all of it and back.
     out_mo = jnp.zeros((num_rows + tile, width), jnp.float32)
-    out_mo = jax.lax.fori_loop(0, last_tile_x[-1], multiply, out_mo)
+    out_mo = jax.lax.fori_loop(0, table.number, multiply, out_mo)
     return out_mo[:num_rows].astype(out_dtype)
 
 

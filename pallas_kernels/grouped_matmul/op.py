@@ -5,11 +5,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxserve.pallas_kernels.dispatch import dispatch
-from jaxserve.pallas_kernels.grouped_matmul import cpu, ref, xla
+from jaxserve.pallas_kernels.grouped_matmul import cpu, ref, triton, xla
 from jaxserve.pallas_kernels.platform import target_platform
 
-IMPLEMENTATIONS = {"cpu": cpu.grouped_matmul, "xla": xla.grouped_matmul, "ref": ref.grouped_matmul}
-ORDER = {"tpu": ("xla",), "gpu": ("xla",), "cpu": ("cpu",)}  # what is tried, by platform
+IMPLEMENTATIONS = {
+    "cpu": cpu.grouped_matmul,
+    "triton": triton.grouped_matmul,
+    "xla": xla.grouped_matmul,
+    "ref": ref.grouped_matmul,
+}
+ORDER = {"tpu": ("xla",), "gpu": ("triton", "xla"), "cpu": ("cpu",)}  # what is tried, by platform
 
 
 def grouped_matmul(
@@ -27,8 +32,8 @@ def grouped_matmul(
         (not a number included). Of w's dtype.
       sizes_x: i32, rows of each group; any may be 0. Their sum is at most m.
       out_dtype: what the sums are rounded to (static).
-      impl: "cpu" (a loop over the groups that have rows), "xla" (`jax.lax.ragged_dot_general`), "ref", or None for the
-        first that takes the case on this platform (static).
+      impl: "cpu" (a loop over the groups that have rows), "triton" (NVIDIA GPUs, through jax-triton), "xla"
+        (`jax.lax.ragged_dot_general`), "ref", or None for the first that takes the case on this platform (static).
 
     Returns: the products; rows of no group are unspecified, and may be not a number.
     """

@@ -1,4 +1,4 @@
-"""XLA's ragged product, which TPUs and NVIDIA's GPUs have kernels for. On CPU it multiplies all rows with all weights."""
+"""XLA's ragged product. On TPU it is a kernel of tiles that skips empty groups; elsewhere all rows times all weights."""
 
 import jax
 import jax.numpy as jnp

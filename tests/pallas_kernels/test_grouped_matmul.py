@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import triton_interpreter
 
-from jaxserve.pallas_kernels.grouped_matmul import op
+from jaxserve.pallas_kernels.grouped_matmul import op, triton
 from jaxserve.pallas_kernels.grouped_matmul.cases import CASES, Case, make_arrays
 
 
@@ -16,11 +17,19 @@ def tolerance(case: Case, out_dtype: jnp.dtype) -> float:
 
 @functools.partial(jax.jit, static_argnames=("out_dtype", "impl"))
 def run(x_mi, w_xoi, sizes_x, out_dtype, impl):
+    if impl == "triton":
+        return triton.multiply_on(triton.Chip(80, 4), interpreted, x_mi, w_xoi, sizes_x, out_dtype)
     return op.grouped_matmul(x_mi, w_xoi, sizes_x, out_dtype, impl=impl)
 
 
+def interpreted(shape, grid, arrays, result):
+    if reason := triton_interpreter.refusal():
+        pytest.skip(reason)
+    return triton_interpreter.interpret(triton.kernel(), grid, arrays, (), 0, [result], shape=shape)[0]
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("impl", op.IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", ["cpu", "xla", "ref", pytest.param("triton", marks=pytest.mark.triton)])
 def test_equals_numpy_group_by_group(impl, case):
     """Rows of no group and weights of empty groups are NaN, and must not be seen."""
     arrays = make_arrays(case)
@@ -58,5 +67,7 @@ def test_the_reference_by_hand():
 
 
 def test_an_unknown_implementation_is_named():
-    with pytest.raises(ValueError, match="grouped_matmul has no implementation 'cuda'; there are: cpu, xla, ref"):
+    with pytest.raises(
+        ValueError, match="grouped_matmul has no implementation 'cuda'; there are: cpu, triton, xla, ref"
+    ):
         op.grouped_matmul(jnp.zeros((1, 2)), jnp.zeros((1, 3, 2)), jnp.zeros(1, jnp.int32), impl="cuda")
