@@ -102,7 +102,8 @@ def _lines(
 
     where, sizes = plan.room, plan.parallel
     count = f"{where.num_devices} devices" if where.num_devices > 1 else "one device"
-    memory = f"{size_text(where.device_bytes)} {'free for all' if where.is_host else 'each'}"
+    each = "free, of which half is left to others" if where.is_host else "each"
+    memory = f"{size_text(where.device_bytes)} {each}"
     yield f"{model}: {plan.cfg.architecture} in {plan.dtype} on {count} ({where.kind}, {memory})"
     if where.platform == "gpu" and where.kind in {chip.name for chip in CHIPS.values()}:
         yield "  that is what JAX takes of a GPU for a process; XLA_CLIENT_MEM_FRACTION=0.95 raises it from 75 %"

@@ -1,6 +1,7 @@
 """The memory plan: from options, config.json and the room on the devices to sizes of everything, before a weight is read."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -89,9 +90,9 @@ def lay_out(config: EngineConfig, cfg: ModelConfig, room: Room, parallel: Parall
     check_count(parallel, room.num_devices, room.kind, room.platform)
     max_model_len = _max_model_len(config, cfg)
     token_budget = _token_budget(config, max_model_len, room.platform)
+    family, specs = _family(cfg)
     cfg = dataclasses.replace(cfg, rope=dataclasses.replace(cfg.rope, length=max_model_len))
-    family, ladder = family_of(cfg), build_ladder(config.max_num_seqs, token_budget, parallel.sequence)
-    specs = family.abstract(cfg)
+    ladder = build_ladder(config.max_num_seqs, token_budget, parallel.sequence)
     needs = needs_of(
         cfg,
         specs,
@@ -121,6 +122,13 @@ def lay_out(config: EngineConfig, cfg: ModelConfig, room: Room, parallel: Parall
         num_blocks=0,
     )
     return _with_pool(plan, config)
+
+
+@functools.lru_cache(maxsize=32)
+def _family(cfg: ModelConfig) -> tuple[ModelFamily, Any]:
+    """The model's functions and weights. Kept, because most sizes of a mesh share them."""
+    family = family_of(cfg)
+    return family, family.abstract(cfg)
 
 
 def _with_pool(plan: Plan, config: EngineConfig) -> Plan:
