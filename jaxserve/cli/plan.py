@@ -137,10 +137,9 @@ def _lines(
 
 
 def _rows(plan: "Plan") -> Iterator[tuple[str, int, str]]:
-    tokens = max(rung.tokens for rung in plan.ladder)
     yield "weights", plan.needs.weights, ""
     yield "sampler state", plan.needs.sampler, f"{plan.max_num_seqs:,} sequences"
-    yield "activations", plan.needs.activations, f"at most, of a step of {tokens:,} tokens"
+    yield "activations", plan.needs.activations, f"at most, of a step of {plan.step_tokens:,} tokens"
     held = f"{plan.num_blocks:,} blocks of {plan.block_size}: {plan.num_blocks * plan.block_size:,} tokens"
     yield "KV pool", plan.pool_bytes, held + (" of each replica" if plan.parallel.data > 1 else "")
     yield "left", plan.free_bytes - plan.pool_bytes, f"of {size_text(plan.usable_bytes)} that may be used"
