@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
+from jaxserve.pallas_kernels.ragged_paged_attention.xla import DECODE_CHUNK, QUERY_TILE, ROWS, TILE_CHUNK
 from jaxserve.sampling.sampler import PROMPT_CHUNK
 from jaxserve.sharding.mesh import ONE_DEVICE, Parallel
 
@@ -68,11 +69,35 @@ def activation_bytes(
     """
     vocabulary = _vocabulary(cfg, parallel)
     logits = 3 * 4 * max(num_rows, min(PROMPT_CHUNK, num_tokens)) * vocabulary
-    tokens = -(-num_tokens // parallel.num_shards("tokens"))
-    heads = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_size // parallel.num_shards("heads")
-    widest = 4 * cfg.embed_size + 2 * max(2 * cfg.ffn_size // parallel.num_shards("ffn"), 2 * heads)
+    tokens, shards = -(-num_tokens // parallel.num_shards("tokens")), parallel.num_shards("heads")
+    heads = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_size // shards
+    # The stream and its norm, both in float32 too, where a layer's sum over devices is made; and the widest products.
+    widest = cfg.embed_size * (2 * itemsize + 8) + 2 * max(_inner_size(cfg, parallel), 2 * heads) * itemsize
     head = vocabulary * cfg.embed_size * itemsize if device_kind == "TPU7x" else 0
-    return logits + head + tokens * widest * itemsize
+    prompt = _shared_prompt_bytes(cfg, tokens, itemsize, parallel) if parallel.sequence > 1 else 0
+    return logits + head + prompt + _tile_bytes(cfg, shards) + tokens * widest
+
+
+def _inner_size(cfg: ModelConfig, parallel: Parallel) -> int:
+    """Numbers between the two products of a feed-forward layer, of each token: gate and up. Experts will add theirs here."""
+    return 2 * cfg.ffn_size // parallel.num_shards("ffn")
+
+
+def _tile_bytes(cfg: ModelConfig, shards: int) -> int:
+    """Of attention in plain XLA, whose tiles are arrays: scores of prompts, or keys and values of decodes, in float32."""
+    scores = 3 * QUERY_TILE * TILE_CHUNK * cfg.num_heads
+    read = 2 * ROWS * DECODE_CHUNK * 2 * cfg.num_kv_heads * cfg.head_size
+    return 4 * max(scores, read) // shards
+
+
+def _shared_prompt_bytes(cfg: ModelConfig, tokens: int, itemsize: int, parallel: Parallel) -> int:
+    """What comes on top where devices share the attention of a prompt (`sharding.scheme`), with so many tokens on each.
+    Keys and values of all tokens, as they arrive and as they are cut into tiles; the angles of all tokens; partial results
+    and their merging, in float32."""
+    shards, all_tokens = parallel.num_shards("heads"), tokens * parallel.sequence
+    arrived = 2 * 2 * cfg.num_kv_heads * cfg.head_size // shards * itemsize
+    angles, partial = 2 * 4 * cfg.head_size, 4 * 4 * cfg.num_heads * cfg.head_size // shards
+    return all_tokens * (arrived + angles) + tokens * partial
 
 
 def _vocabulary(cfg: ModelConfig, parallel: Parallel) -> int:

@@ -27,9 +27,9 @@ CONFIG = toy.CASES["qwen3"]["config"] | {
     "num_key_value_heads": 4,
     "intermediate_size": 1024,
     "num_hidden_layers": 2,
-    "vocab_size": 8191,
+    "vocab_size": 1023,
 }
-ROWS, TOKENS, BLOCKS, BLOCK_SIZE = 8, 512, 64, 16
+ROWS, TOKENS, BLOCKS, BLOCK_SIZE = 8, 1024, 16, 64
 MESHES = [
     Parallel(),
     Parallel(tensor=8),
@@ -39,7 +39,7 @@ MESHES = [
 ]
 
 
-def laid_out(parallel: Parallel, dtype: jnp.dtype) -> tuple[ModelConfig, Any, Any, Needs]:
+def laid_out(parallel: Parallel, dtype: jnp.dtype, num_tokens: int = TOKENS) -> tuple[ModelConfig, Any, Any, Needs]:
     """The model as these devices share it, its weights and state as shapes, and what is planned for them."""
     cfg = dense_from_hf(CONFIG).for_shards(parallel.num_shards("heads"), parallel.num_shards("pool_heads"))
     mesh, specs, replicas = make_mesh(parallel), family_of(cfg).abstract(cfg), parallel.data
@@ -57,7 +57,7 @@ def laid_out(parallel: Parallel, dtype: jnp.dtype) -> tuple[ModelConfig, Any, An
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(shapes, mesh)
     )
-    needs = needs_of(cfg, specs, parallel, dtype, num_tokens=TOKENS, num_rows=ROWS, num_slots=ROWS)
+    needs = needs_of(cfg, specs, parallel, dtype, num_tokens=num_tokens, num_rows=ROWS, num_slots=ROWS)
     return cfg, params, state, needs
 
 
@@ -77,14 +77,19 @@ def test_weights_state_and_pool_are_planned_to_the_byte(parallel: Parallel):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("parallel", "dtype"),
-    [(Parallel(tensor=8), "bfloat16"), (Parallel(sequence=2, tensor=4), "float32"), (Parallel(sequence=8), "bfloat16")],
+    ("parallel", "dtype", "rung"),
+    [
+        (Parallel(), "float32", Rung(ROWS, ROWS, True)),
+        (Parallel(tensor=8), "bfloat16", Rung(TOKENS, ROWS, False)),
+        (Parallel(sequence=2, tensor=4), "float32", Rung(TOKENS, ROWS, False)),
+        (Parallel(sequence=8), "float32", Rung(TOKENS, 1, False, "gather")),
+    ],
     ids=str,
 )
-def test_a_step_needs_no_more_than_is_planned_and_not_far_less(parallel: Parallel, dtype: str):
+def test_a_step_needs_no_more_than_is_planned_and_not_far_less(parallel: Parallel, dtype: str, rung: Rung):
     """The figures are the compiler's for one of eight emulated devices."""
-    cfg, params, state, needs = laid_out(parallel, jnp.dtype(dtype))
-    inputs = empty_inputs(Rung(TOKENS, ROWS, False), table_width=32, num_slots=ROWS, vocab_size=cfg.vocab_size)
+    cfg, params, state, needs = laid_out(parallel, jnp.dtype(dtype), num_tokens=rung.tokens)
+    inputs = empty_inputs(rung, table_width=16, num_slots=ROWS, vocab_size=cfg.vocab_size)
     step = jit_step(family_of(cfg), cfg, "xla", params, state, make_mesh(parallel))
     memory = step.lower(params, state, inputs).compile().memory_analysis()
 
