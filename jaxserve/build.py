@@ -13,12 +13,15 @@ from jaxserve.clock import WallClock
 from jaxserve.config import EngineConfig, cache_folder
 from jaxserve.engine import Engine
 from jaxserve.errors import CapacityError, CheckpointError, ConfigError
+from jaxserve.executor.base import Executor
 from jaxserve.executor.compiles import count_compiles
 from jaxserve.executor.ladder import build_ladder
 from jaxserve.executor.local import LocalExecutor
+from jaxserve.executor.lockstep import Followers
 from jaxserve.executor.program import DeviceState
 from jaxserve.kv.store import KVStore
 from jaxserve.memory import free_host_bytes, step_bytes
+from jaxserve.model_source import find_model
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import block_bytes, empty_pages, stored_dtype
@@ -65,12 +68,13 @@ class _Settled:
     num_blocks: int
 
 
-def build(folder: Path, config: EngineConfig) -> Built:
-    """Load a model and compile its steps.
+def build(model: str | Path, config: EngineConfig, followers: Followers | None = None) -> Built:
+    """Load a model and compile its steps; in a program of several processes in all of them.
 
     Raises:
       CheckpointError, ConfigError, CapacityError: before any weight is read, wherever that can be told.
     """
+    folder = find_model(model)
     cfg = read_config(folder)
     tokenizer = load_tokenizer(folder)
     settled = _settle(config, cfg)
@@ -78,12 +82,16 @@ def build(folder: Path, config: EngineConfig) -> Built:
     native.enable(cache_folder() / "native" if config.native_kernels else None)
     attention_backend = _attention_backend(config, settled)
     compiles = count_compiles()
+    if followers is not None:
+        sizes = {"num_kv_blocks": settled.num_blocks, "attention_backend": attention_backend}
+        followers.load(str(model), dataclasses.replace(config, **sizes, progress=False))
 
     started_s = time.perf_counter()
     params = _load_weights(folder, config, settled)
     loaded_s = time.perf_counter()
     executor = _make_executor(config, settled, params)
     executor.warm_up(progress=config.progress)
+    runner = executor if followers is None else followers.lead(executor)
     warm_s = time.perf_counter()
     facts = _facts(config, settled) | {
         "attention_backend": attention_backend,
@@ -91,7 +99,7 @@ def build(folder: Path, config: EngineConfig) -> Built:
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
     }
-    engine = _make_engine(config, settled, executor, tokenizer)
+    engine = _make_engine(config, settled, runner, tokenizer)
     return Built(engine, executor, tokenizer, settled.cfg, settled.max_model_len, facts)
 
 
@@ -101,7 +109,7 @@ def _settle(config: EngineConfig, cfg: ModelConfig) -> _Settled:
     _check_attention(config.attention_backend)
     parallel = parallel_of(config)
     cfg = cfg.for_shards(parallel.num_shards("heads"), parallel.num_shards("pool_heads"))
-    mesh = make_mesh(parallel) if parallel.num_devices > 1 else None
+    mesh = make_mesh(parallel) if parallel.num_devices > 1 or jax.process_count() > 1 else None
     max_model_len = _max_model_len(config, cfg)
     token_budget = _token_budget(config, max_model_len)
     cfg = dataclasses.replace(cfg, rope=dataclasses.replace(cfg.rope, length=max_model_len))
@@ -145,9 +153,7 @@ def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> Loca
     )
 
 
-def _make_engine(
-    config: EngineConfig, settled: _Settled, executor: LocalExecutor, tokenizer: Tokenizer | None
-) -> Engine:
+def _make_engine(config: EngineConfig, settled: _Settled, executor: Executor, tokenizer: Tokenizer | None) -> Engine:
     capacity = executor.capacity()
     scheduler = Scheduler(
         [

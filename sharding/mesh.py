@@ -58,6 +58,8 @@ def make_mesh(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
 
     Raises: ConfigError if there are fewer devices.
     """
+    if devices is None and jax.process_count() > 1:
+        devices = _of_every_process(parallel)
     devices = list(devices if devices is not None else jax.devices())
     if parallel.num_devices > len(devices):
         raise ConfigError(
@@ -66,6 +68,18 @@ def make_mesh(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
         )
     kinds = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(parallel.sizes, AXES, axis_types=kinds, devices=devices[: parallel.num_devices])
+
+
+def _of_every_process(parallel: Parallel) -> list[Any]:
+    """As many devices of each process, one process after the other: neighbours in the last axes share a host."""
+    per_process, rest = divmod(parallel.num_devices, jax.process_count())
+    if rest or per_process > jax.local_device_count():
+        processes, most = jax.process_count(), jax.device_count()
+        raise ConfigError(
+            f"{parallel} cannot be spread evenly over {processes} processes with {most // processes} devices each",
+            remedy=f"Choose parallel sizes whose product is a multiple of {processes}, and at most {most}",
+        )
+    return [d for index in range(jax.process_count()) for d in jax.local_devices(process_index=index)[:per_process]]
 
 
 def _how_to_emulate(platform: str, count: int) -> str:
