@@ -32,8 +32,8 @@ from jaxserve.build import Built
 from jaxserve.build import build as build_here
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError
-from jaxserve.executor.line import Failed, Hello, Line, end_process
-from jaxserve.executor.lockstep import Followers, follow
+from jaxserve.executor.line import Hello, Line, end_process
+from jaxserve.executor.lockstep import Followers, fail, follow
 
 _LEAVE_S = 60.0  # for all processes to end together
 _JAX_PATIENCE_S = 1 << 20  # longer than ours: JAX aborts the process when its own ends, and cannot say why
@@ -66,9 +66,9 @@ def initialize(
     if _followers is not None:
         raise ConfigError("distributed.initialize was called twice")
     line = None
-    with _ending_after(
-        timeout_s, f"not all processes have joined within {timeout_s:g} s. {_what_to_check(coordinator_address)}"
-    ):
+    where = f"the coordinator address {coordinator_address}" if coordinator_address else "the same coordinator address"
+    check = f"Were all started, with {where} and different process ids, and can their hosts reach each other?"
+    with _ending_after(timeout_s, f"not all processes have joined within {timeout_s:g} s. {check}"):
         if not jax.distributed.is_initialized():
             _initialize_jax(coordinator_address, num_processes, process_id)
         if jax.process_count() == 1:
@@ -81,7 +81,8 @@ def initialize(
     if line is None:
         atexit.register(shutdown)
         return
-    follow(line, lambda model, config: build_here(model, config).executor)
+    with _stdout_to_stderr():
+        follow(line, lambda model, config: build_here(model, config).executor)
     line.close()
     jax.distributed.shutdown()
     raise SystemExit(0)
@@ -145,8 +146,10 @@ def _accept(coordinator_address: str | None) -> list[Line]:
             line.name = f"process {hello.process_id} ({hello.host})"
             lines.append(line)
             if hello.versions != _versions():
-                reason = f"{line.name} has {hello.versions}, process 0 has {_versions()}. Install the same everywhere."
-                end_process(reason, lambda: [line.send(Failed(reason)) for line in lines])
+                fail(
+                    f"{line.name} has {hello.versions}, process 0 has {_versions()}. Install the same everywhere.",
+                    lines,
+                )
     return lines
 
 
@@ -178,11 +181,6 @@ def _listener(coordinator_address: str | None, key: bytes) -> Listener:
 
 def _versions() -> str:
     return ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-
-
-def _what_to_check(coordinator_address: str | None) -> str:
-    where = f"the coordinator address {coordinator_address}" if coordinator_address else "the same coordinator address"
-    return f"Were all started, with {where} and different process ids, and can their hosts reach each other?"
 
 
 @contextlib.contextmanager

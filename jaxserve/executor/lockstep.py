@@ -19,7 +19,7 @@ import time
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from jaxserve.config import EngineConfig
@@ -109,7 +109,7 @@ class Followers:
             yield
         except Exception as error:  # noqa: BLE001  whatever it is, the processes are no longer in step
             time.sleep(_GRACE_S)
-            self._fail(f"process 0: {told(error)}")
+            fail(f"process 0: {_told(error)}", self._lines)
 
     def _send(self, message: Message) -> None:
         with self.lock:
@@ -128,18 +128,10 @@ class Followers:
                     case Ready() | Refused() as answer:
                         self._answers.put((line, answer))
                     case Failed(reason):
-                        self._fail(f"{line.name}: {reason}")
+                        fail(f"{line.name}: {reason}", self._lines)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             if not self._is_leaving:
-                self._fail(f"{line.name} {gone(error)}")
-
-    def _fail(self, reason: str) -> NoReturn:
-        def tell_others() -> None:
-            for line in self._lines:
-                with contextlib.suppress(OSError):
-                    line.send(Failed(reason))
-
-        end_process(reason, tell_others)
+                fail(f"{line.name} {_gone(error)}", self._lines)
 
 
 class LeaderExecutor:
@@ -195,19 +187,30 @@ def follow(line: Line, load: Callable[[str, EngineConfig], Executor]) -> None:
     except Exception as error:  # noqa: BLE001  whatever it is, the processes are no longer in step
         traceback.print_exc()
         time.sleep(_GRACE_S)
-        end_process(told(error), lambda: line.send(Failed(told(error))))
+        fail(_told(error), [line])
 
 
-def told(error: Exception) -> str:
+def fail(reason: str, lines: Iterable[Line]) -> NoReturn:
+    """End this process, and those at the other ends."""
+
+    def tell_others() -> None:
+        for line in lines:
+            with contextlib.suppress(OSError):
+                line.send(Failed(reason))
+
+    end_process(reason, tell_others)
+
+
+def _told(error: Exception) -> str:
     """An error in one line."""
     return str(error) if isinstance(error, JaxserveError) else f"{type(error).__name__}: {error}"
 
 
-def gone(error: Exception) -> str:
+def _gone(error: Exception) -> str:
     """What a connection that broke says about the other side."""
     if isinstance(error, EOFError | ConnectionError):
         return "has gone: it was killed or has crashed; see what it printed"
-    return f"cannot be reached any more ({told(error)})"
+    return f"cannot be reached any more ({_told(error)})"
 
 
 def _listen(line: Line, messages: "queue.SimpleQueue[Message]") -> None:
@@ -218,4 +221,4 @@ def _listen(line: Line, messages: "queue.SimpleQueue[Message]") -> None:
             messages.put(message)
         messages.put(message)
     except (OSError, EOFError, pickle.UnpicklingError) as error:
-        end_process(f"{line.name} {gone(error)}")
+        end_process(f"{line.name} {_gone(error)}")
