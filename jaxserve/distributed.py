@@ -30,7 +30,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 
 from jaxserve.build import Built
 from jaxserve.build import build as build_here
-from jaxserve.config import EngineConfig
+from jaxserve.config import EngineConfig, processes_of_environment
 from jaxserve.errors import ConfigError
 from jaxserve.executor.line import Hello, Line, end_process
 from jaxserve.executor.lockstep import Followers, fail, follow
@@ -53,7 +53,8 @@ def initialize(
     """Join the other processes of this program. Returns in process 0 only; comes before anything that uses a device.
 
     The arguments are those of `jax.distributed.initialize`: host and free port of process 0, how many processes there are,
-    and which one this is. On Cloud TPU and under Slurm, Open MPI or Kubernetes JAX finds them out. Of the processes' other
+    and which one this is. Without any, they are taken from JAXSERVE_COORDINATOR_ADDRESS, JAXSERVE_NUM_PROCESSES and
+    JAXSERVE_PROCESS_ID; on Cloud TPU and under Slurm, Open MPI or Kubernetes JAX finds them out. For the processes' other
     connections the system chooses the ports, so firewalls must let the hosts reach each other on all.
 
     Ends the process with code 1 if not all processes have joined after `timeout_s` seconds.
@@ -65,17 +66,20 @@ def initialize(
     global _followers
     if _followers is not None:
         raise ConfigError("distributed.initialize was called twice")
+    asked = (coordinator_address, num_processes, process_id)
+    if asked == (None, None, None):
+        asked = processes_of_environment()
     line = None
-    where = f"the coordinator address {coordinator_address}" if coordinator_address else "the same coordinator address"
+    where = f"the coordinator address {asked[0]}" if asked[0] else "the same coordinator address"
     check = f"Were all started, with {where} and different process ids, and can their hosts reach each other?"
     with _ending_after(timeout_s, f"not all processes have joined within {timeout_s:g} s. {check}"):
         if not jax.distributed.is_initialized():
-            _initialize_jax(coordinator_address, num_processes, process_id)
+            _initialize_jax(*asked)
         if jax.process_count() == 1:
             return
         with _stdout_to_stderr():
             if jax.process_index() == 0:
-                _followers = Followers(_accept(coordinator_address))
+                _followers = Followers(_accept(asked[0]))
             else:
                 line = _connect()
     if line is None:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, DEFAULTS)
     options: dict[str, Any] = {"max_num_seqs": 1} | engine_options(args)
     join_processes(args)
-    find_model(args.model)
+    find_model(args.model)  # a mistake in the name is told before jax is loaded
     with contextlib.suppress(ImportError):  # Python may be built without it; then lines have no history
         importlib.import_module("readline")  # input() uses it once it is loaded
 

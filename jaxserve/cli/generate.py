@@ -47,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, DEFAULTS)
-    engine_options(args)
+    given_options = engine_options(args)
     join_processes(args)
-    find_model(args.model)
+    find_model(args.model)  # a mistake in the name is told before jax is loaded
     texts = read_prompts(args)
-    options = just_large_enough(texts, params.n, args) | engine_options(args)
+    options = just_large_enough(texts, params.n, args) | given_options
     start = time.perf_counter()
     from jaxserve.llm import LLM
 
