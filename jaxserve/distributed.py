@@ -26,7 +26,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import broadcast_one_to_all
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxserve.build import Built
 from jaxserve.build import build as build_here
@@ -69,7 +70,6 @@ def initialize(
     asked = (coordinator_address, num_processes, process_id)
     if asked == (None, None, None):
         asked = processes_of_environment()
-    line = None
     where = f"the coordinator address {asked[0]}" if asked[0] else "the same coordinator address"
     check = f"Were all started, with {where} and different process ids, and can their hosts reach each other?"
     with _ending_after(timeout_s, f"not all processes have joined within {timeout_s:g} s. {check}"):
@@ -77,16 +77,14 @@ def initialize(
             _initialize_jax(*asked)
         if jax.process_count() == 1:
             return
-        with _stdout_to_stderr():
-            if jax.process_index() == 0:
+        if jax.process_index() == 0:
+            with _stdout_to_stderr():
                 _followers = Followers(_accept(asked[0]))
-            else:
-                line = _connect()
-    if line is None:
-        atexit.register(shutdown)
-        return
-    with _stdout_to_stderr():
-        follow(line, lambda model, config: build_here(model, config).executor)
+            atexit.register(shutdown)
+            return
+        os.dup2(2, 1)  # see `_stdout_to_stderr`; no answers come from here
+        line = _connect()
+    follow(line, lambda model, config: build_here(model, config).executor)
     line.close()
     jax.distributed.shutdown()
     raise SystemExit(0)
@@ -167,9 +165,12 @@ def _connect() -> Line:
 
 
 def _broadcast(content: bytes) -> bytes:
-    """What process 0 says."""
-    padded = np.frombuffer(content.ljust(_ADDRESS_BYTES), np.uint8)
-    return bytes(broadcast_one_to_all(padded)).strip()
+    """Give `content` in process 0, nothing in the others, and get it in all."""
+    mesh = Mesh(np.asarray(jax.devices()), "device")
+    said = np.tile(np.frombuffer(content.ljust(_ADDRESS_BYTES, b"\0"), np.uint8), (jax.device_count(), 1))
+    parts = jax.make_array_from_callback(said.shape, NamedSharding(mesh, P("device")), lambda index: said[index])
+    heard = jax.jit(lambda x: x.max(0), out_shardings=NamedSharding(mesh, P()))(parts)
+    return bytes(np.asarray(jax.block_until_ready(heard))).rstrip(b"\0")
 
 
 def _listener(coordinator_address: str | None, key: bytes) -> Listener:
