@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from jaxserve.sampling.sampler import empty_state
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.policies.fcfs import Fcfs
 from jaxserve.scheduler.policies.priority import Priority
+from jaxserve.sharding.links import links_here
 from jaxserve.sharding.mesh import AXES, Parallel, make_mesh
+from jaxserve.sharding.scheme import Case, choose_scheme, refusal
 from jaxserve.tokenizer import Tokenizer, load_tokenizer
 
 POLICIES = {"fcfs": Fcfs, "priority": Priority}
@@ -132,7 +135,8 @@ def _load_weights(folder: Path, config: EngineConfig, settled: _Settled) -> Any:
 
 def _make_executor(config: EngineConfig, settled: _Settled, params: Any) -> LocalExecutor:
     cfg, replicas = settled.cfg, settled.parallel.data
-    ladder = build_ladder(config.max_num_seqs, settled.token_budget, settled.parallel.sequence)
+    scheme_of = partial(_scheme_of, config, settled)
+    ladder = build_ladder(config.max_num_seqs, settled.token_budget, settled.parallel.sequence, scheme_of)
 
     def empty() -> DeviceState:
         num_blocks, as_bits = replicas * settled.num_blocks, _keeps_bits(config)
@@ -233,6 +237,40 @@ def _attention_backend(config: EngineConfig, settled: _Settled) -> str:
         ) from refusal
 
 
+def _scheme_of(config: EngineConfig, settled: _Settled, num_tokens: int) -> str | None:
+    """How devices share the attention of a prompt of so many tokens; None: as that of any rows, over the pool (Ulysses).
+
+    Raises: ConfigError if the scheme asked for cannot take the model.
+    """
+    parallel, cfg, asked = settled.parallel, settled.cfg, config.sequence_parallel_scheme
+    if parallel.sequence == 1:
+        return None
+    shards = parallel.num_shards("heads")
+    cases = [
+        Case(
+            num_devices=parallel.sequence,
+            num_tokens=-(-num_tokens // parallel.sequence) * parallel.sequence,
+            num_heads=cfg.num_heads // shards,
+            num_kv_heads=cfg.num_kv_heads // shards,
+            head_size=cfg.head_size,
+            itemsize=settled.dtype.itemsize,
+            window=window,
+        )
+        for window in dict.fromkeys(cfg.windows or (None,))
+    ]
+    if asked == "auto":
+        chosen = {choose_scheme(case, links_here(), into_pool=True) for case in cases}
+        scheme = chosen.pop() if len(chosen) == 1 else "ulysses"
+    else:
+        scheme = asked
+        for refused in filter(None, (refusal(asked, case) for case in cases)):
+            raise ConfigError(
+                f"sequence_parallel_scheme={asked!r} cannot take prompts of {num_tokens} tokens: {refused}",
+                remedy="Leave it at 'auto'",
+            )
+    return None if scheme == "ulysses" else scheme
+
+
 def _keeps_bits(config: EngineConfig) -> bool:
     """Whether the pool is stored as bits, which is faster on CPU."""
     return jax.default_backend() == "cpu" and config.attention_backend != "tpu"  # interpreted, for tests
@@ -251,7 +289,7 @@ def _max_model_len(config: EngineConfig, cfg: ModelConfig) -> int:
 
 
 def _token_budget(config: EngineConfig, max_model_len: int) -> int:
-    default = 512 if jax.default_backend() == "cpu" else 2048
+    default = (512 if jax.default_backend() == "cpu" else 2048) * config.sequence_parallel_size
     if config.enable_chunked_prefill:
         return config.max_num_batched_tokens or default
     # A whole prompt must fit beside the decodes, which are never left out, or it could wait for ever.

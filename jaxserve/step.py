@@ -62,6 +62,7 @@ class Load(NamedTuple):
 
     num_tokens: int
     num_rows: int
+    is_prompt: bool = False  # one prompt, from its first token, and nothing else
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,10 +82,13 @@ class StepPlan:
     @property
     def loads(self) -> tuple[Load, ...]:
         """What each replica with rows has to do."""
-        parts: dict[int, list[int]] = {}
+        parts: dict[int, list[Row]] = {}
         for row in self.rows:
-            parts.setdefault(row.replica, []).append(row.num_tokens)
-        return tuple(Load(sum(counts), len(counts)) for counts in parts.values())
+            parts.setdefault(row.replica, []).append(row)
+        return tuple(
+            Load(sum(row.num_tokens for row in rows), len(rows), len(rows) == 1 and rows[0].start == 0)
+            for rows in parts.values()
+        )
 
 
 class TokenLogprob(NamedTuple):

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 KINDS = (
     "all-gather",
@@ -36,7 +37,7 @@ class Collective:
     result_bytes: what one device holds afterwards.
     count: how often a call of the program runs it. Every branch of a conditional counts as if it were taken.
     in_open_loop: it is in a loop whose number of turns the text does not say (TPU never says); `count` is for one turn.
-    is_async: written as a start and a done, so that other work may run in between.
+    is_async: written as a start and a done, so that other work may run in between, and not marked to wait at once (GPU).
     between: computing instructions that the schedule puts between start and done.
     op_name: the JAX scopes it comes from.
     """
@@ -100,7 +101,7 @@ def collectives(text: str) -> list[Collective]:
                 result_bytes=_result_bytes(kind, line.type, starts),
                 count=visit.times + (before.count if before else 0),
                 in_open_loop=visit.in_open_loop,
-                is_async=starts or visit.is_async,
+                is_async=visit.is_async or (starts and '"is_sync":true' not in line.rest),
                 between=between if is_scheduled else 0,
                 op_name=_attribute(r'op_name="([^"]*)"', line.rest),
             )
@@ -236,10 +237,10 @@ def _result_bytes(kind: str, type_text: str, starts: bool) -> int:
     return _sum(parts)
 
 
-def _sizes(type_text: str) -> "int | list":
+def _sizes(type_text: str) -> int | list[Any]:
     """Bytes of an array, or a list of those of a tuple's parts."""
     plain = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", type_text)  # no comments, no layouts
-    stack: list[list] = [[]]
+    stack: list[list[Any]] = [[]]
     for token in _TYPE.finditer(plain):
         if token[0] == "(":
             stack.append([])
@@ -261,7 +262,7 @@ def _bits(dtype: str) -> int:
     return int(digits[0])
 
 
-def _sum(sizes: "int | list") -> int:
+def _sum(sizes: int | list[Any]) -> int:
     return sizes if isinstance(sizes, int) else sum(map(_sum, sizes))
 
 

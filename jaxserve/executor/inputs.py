@@ -109,6 +109,7 @@ def _part(rows: list[Row], rung: Rung, *, table_width: int, num_slots: int, voca
             kv_len_s=kv_len_s,
             table_sm=table_sm,
             max_q_len=1 if rung.decode_only else None,
+            scheme=rung.scheme,
         ),
         feed_t=feed_t,
         sampling=_sampling(rows, rung.rows, num_slots, vocab_size),
