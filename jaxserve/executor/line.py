@@ -87,6 +87,7 @@ class Failed:
     reason: str
 
 
+_ending = threading.Lock()
 Message = Hello | LoadModel | Ready | Refused | RunStep | DropModel | Leave | Failed
 _CLASSES: dict[tuple[str, str], type] = {
     (cls.__module__, cls.__name__): cls
@@ -142,6 +143,8 @@ def decode(content: bytes) -> Message:
 
 def end_process(reason: str, tell_others: Callable[[], None] = lambda: None) -> NoReturn:
     """Print a sentence and end this process, even while another thread waits for a device: only `os._exit` can."""
+    if not _ending.acquire(blocking=False):  # another thread does, and has the first reason
+        threading.Event().wait()
     threading.Timer(_FLUSH_S, os._exit, [_EXIT_FAILED]).start()  # telling and flushing may have to wait
     print(f"jaxserve: {reason}", file=sys.stderr, flush=True)  # noqa: T201
     with contextlib.suppress(Exception):

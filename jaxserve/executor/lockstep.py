@@ -122,16 +122,17 @@ class Followers:
             line.send(message)
 
     def _watch(self, line: Line) -> None:
+        others = [other for other in self._lines if other is not line]
         try:
             while True:
                 match line.receive():
                     case Ready() | Refused() as answer:
                         self._answers.put((line, answer))
                     case Failed(reason):
-                        fail(f"{line.name}: {reason}", self._lines)
+                        fail(f"{line.name}: {reason}", others)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             if not self._is_leaving:
-                fail(f"{line.name} {_gone(error)}", self._lines)
+                fail(f"{line.name} {_gone(error)}", others)
 
 
 class LeaderExecutor:
