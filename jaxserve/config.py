@@ -128,6 +128,14 @@ def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> 
             raise ConfigError(f"unknown {what} {name!r}", remedy=hint + ("?" if near else ""))
 
 
+def processes_of_environment() -> tuple[str | None, int | None, int | None]:
+    """Coordinator address, number of processes and id of this one, as `scripts/launch_gpu.sh` sets them."""
+    address = os.environ.get("JAXSERVE_COORDINATOR_ADDRESS")
+    numbers = (os.environ.get(f"JAXSERVE_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    count, index = (int(number) if number and number.isdecimal() else None for number in numbers)
+    return address, count, index
+
+
 def cache_folder() -> Path:
     """The per-user folder for what can be made again: $JAXSERVE_CACHE, else $XDG_CACHE_HOME/jaxserve, else ~/.cache."""
     own = os.environ.get("JAXSERVE_CACHE")
