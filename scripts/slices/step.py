@@ -1,0 +1,101 @@
+"""The engine's whole step on a mesh, in shapes: what is jitted, and what it is called with."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxserve.executor.inputs import StepInputs, empty_inputs
+from jaxserve.executor.ladder import Rung
+from jaxserve.executor.program import DeviceState, jit_step, shardings
+from jaxserve.memory import step_bytes
+from jaxserve.models import weights
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.kv import block_bytes, empty_pages
+from jaxserve.models.registry import family_of
+from jaxserve.models.spec import is_spec, leaves
+from jaxserve.sampling.sampler import empty_state
+from jaxserve.sharding.mesh import Parallel
+from jaxserve.sharding.rules import partition
+
+BLOCK_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted step and the shapes of its arguments, which say how they lie on the mesh."""
+
+    jitted: Any
+    params: Any
+    state: DeviceState
+    inputs: StepInputs[jax.ShapeDtypeStruct]
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """For `jitted.lower(*args)`."""
+        return self.params, self.state, self.inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Bytes of one device."""
+
+    weights: int
+    pool: int
+    step: int  # all else: sampler state, logits, activations
+    num_blocks: int  # of one replica
+
+
+def laid_out(cfg: ModelConfig, parallel: Parallel) -> ModelConfig:
+    """The model as devices can share it."""
+    return cfg.for_shards(parallel.num_shards("heads"), parallel.num_shards("pool_heads"))
+
+
+def plan(cfg: ModelConfig, parallel: Parallel, rung: Rung, dtype: jnp.dtype, usable_bytes: int) -> Plan:
+    """What the engine would hold on each device: the pool takes what weights and a step leave."""
+    weight_bytes = weights.nbytes(family_of(cfg).abstract(cfg), dtype, parallel)
+    needed = step_bytes(cfg, rung.tokens, rung.rows, dtype.itemsize, "")
+    per_block = block_bytes(cfg, BLOCK_SIZE, dtype) // parallel.num_shards("pool_heads")
+    num_blocks = (usable_bytes - weight_bytes - needed) // per_block
+    if num_blocks <= 0:
+        raise ValueError(f"{weight_bytes / 1e9:.1f} GB of weights leave no room for KV in {usable_bytes / 1e9:.1f} GB")
+    return Plan(weight_bytes, num_blocks * per_block, needed, num_blocks)
+
+
+def make_step(
+    cfg: ModelConfig, parallel: Parallel, mesh: Mesh, rung: Rung, num_blocks: int, dtype: jnp.dtype, table_width: int
+) -> Step:
+    """The step of one rung. `num_blocks`: of each replica."""
+    family, replicas = family_of(cfg), parallel.data
+    params = jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=weights.sharding_of(spec, mesh)),
+        family.abstract(cfg),
+        is_leaf=is_spec,
+    )
+    vocab_size, num_slots = cfg.vocab_size + cfg.vocab_padding, replicas * rung.rows
+    state = jax.eval_shape(
+        lambda: DeviceState(
+            empty_pages(cfg, replicas * num_blocks, BLOCK_SIZE, dtype), empty_state(num_slots, vocab_size)
+        )
+    )
+    jitted = jit_step(family, cfg, None, params, state, mesh)
+    state = jax.tree.map(
+        lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), state, shardings(state, mesh)
+    )
+    inputs = empty_inputs(rung, table_width=table_width, num_slots=rung.rows, vocab_size=cfg.vocab_size)
+    rows = NamedSharding(mesh, partition(["replica"]))
+
+    def of_all_replicas(x: Any) -> jax.ShapeDtypeStruct:
+        if not x.ndim:
+            return jax.ShapeDtypeStruct((), x.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+        return jax.ShapeDtypeStruct((replicas * x.shape[0], *x.shape[1:]), x.dtype, sharding=rows)
+
+    return Step(jitted, params, state, jax.tree.map(of_all_replicas, inputs))
+
+
+def smallest_matrix_bytes(cfg: ModelConfig, parallel: Parallel, dtype: jnp.dtype) -> int:
+    """What a device holds of the model's smallest matrix."""
+    matrices = (spec for spec in leaves(family_of(cfg).abstract(cfg)) if spec.fan_in and len(spec.shape) > 1)
+    return min(spec.size // parallel.num_shards(*spec.axes) for spec in matrices) * dtype.itemsize
