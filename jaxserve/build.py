@@ -100,8 +100,9 @@ def _settle(config: EngineConfig, cfg: ModelConfig) -> _Settled:
     dtype, kv_dtype = _dtypes(config, cfg)
     _check_attention(config.attention_backend)
     parallel = parallel_of(config)
+    shards = (parallel.num_shards(axis) for axis in ("heads", "pool_heads", "experts"))
+    cfg = cfg.for_shards(*shards)
     mesh = make_mesh(parallel) if parallel.num_devices > 1 else None
-    cfg = cfg.for_shards(parallel.num_shards("heads"), parallel.num_shards("pool_heads"))
     max_model_len = _max_model_len(config, cfg)
     token_budget = _token_budget(config, max_model_len)
     cfg = dataclasses.replace(cfg, rope=dataclasses.replace(cfg.rope, length=max_model_len))

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.lax import all_gather, all_to_all, axis_index
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Shaped
 
 from jaxserve.sharding.rules import RULES
@@ -66,7 +67,7 @@ def part_of(logical: str, x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, shard_index(logical) * size, size, axis)
 
 
-def to_local(logical: str, index: Int[Array, "..."], size: int) -> Int[Array, "..."]:
+def to_local(logical: str, index: ArrayLike, size: int) -> Int[ArrayLike, "..."]:
     """Where an index into the whole axis lies in this device's part of `size`; `size` itself if it lies elsewhere, so that
     scatters with mode="drop" leave it out (a negative index would count from the end)."""
     if num_shards(logical) == 1:

@@ -11,7 +11,7 @@ from jaxserve.executor.ladder import Rung
 from jaxserve.executor.program import DeviceState, run_step
 from jaxserve.memory import step_bytes
 from jaxserve.models import weights
-from jaxserve.models.config import dense_from_hf
+from jaxserve.models.config import from_hf
 from jaxserve.models.kv import block_bytes, empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.models.spec import is_spec
@@ -76,7 +76,7 @@ CASES = [
 @pytest.mark.parametrize(("chip", "model", "rung_name"), CASES)
 def test_the_step_fits_with_the_pool_that_is_planned(chip: str, model: str, rung_name: str):
     rung = RUNGS[rung_name]
-    cfg = dense_from_hf(MODELS[model])
+    cfg = from_hf(MODELS[model])
     family = family_of(cfg)
     specs = family.abstract(cfg)
     planned = step_bytes(cfg, TOKENS, ROWS, DTYPE.itemsize, "TPU7x" if chip == "tpu7x" else "")
