@@ -272,6 +272,8 @@ def _groups(rest: str, text: str) -> tuple[tuple[int, ...], ...]:
     counted = re.search(r"\breplica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
     if counted:
         return _iota(int(counted[2]), [int(d) for d in counted[3].split(",")], counted[4])
+    if named := re.search(r"\breplica_groups=mesh\[([^\]]*)\] \{([^}:]*)\}", rest):
+        return _along(named[1], re.findall(r"'([^']+)'", named[2]))
     if listed or "replica_groups=" not in rest:
         head = text.split("\n", 1)[0]
         sizes = [int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", head)]
@@ -287,3 +289,10 @@ def _iota(group_size: int, dims: list[int], order_text: str | None) -> tuple[tup
     for axis in order:
         ids = [start + step * strides[axis] for start in ids for step in range(dims[axis])]
     return tuple(tuple(ids[i : i + group_size]) for i in range(0, len(ids), group_size))
+
+
+def _along(mesh: str, axes: list[str]) -> tuple[tuple[int, ...], ...]:
+    """`mesh['a'=2,'b'=4] {'b'}`: devices that differ only in their places along these axes (XLA's own resharding)."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    order = [i for i, name in enumerate(sizes) if name not in axes] + [list(sizes).index(name) for name in axes]
+    return _iota(math.prod(sizes[name] for name in axes), list(sizes.values()), ",".join(map(str, order)))

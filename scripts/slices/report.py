@@ -1,6 +1,5 @@
 """The report's lines: one for each case and kind of step, compiled in a process of its own."""
 
-import dataclasses
 import json
 import math
 import os
@@ -11,14 +10,14 @@ from typing import Any
 
 from slices.cases import CASES, Case
 
-ROWS, TOKENS, TABLE = 64, 1024, 128  # rows of a step, tokens of a mixed one, blocks of a row
+ROWS, TOKENS, LENGTH = 64, 1024, 8192  # rows of a step, tokens of a mixed one, and the longest context
 UTILIZATION = 0.9  # of HBM, the engine's default
 RUNGS = ("decode", "mixed")
 
 ABOUT = f"""\
 The engine's whole jitted step (all layers, sampling, scores of prompts) in bfloat16, {ROWS} rows: `decode` with one token each,
-`mixed` with {TOKENS:,} tokens; contexts of up to {TABLE * 32:,} tokens. The KV pool takes what weights and step leave of
-{UTILIZATION:.0%} of HBM, as in the engine. Compiled by the TPU compiler on a machine without TPUs; **nothing here has run on a
+`mixed` with {TOKENS:,} tokens; contexts of up to {LENGTH:,} tokens. The KV pool takes what weights and step leave of
+{UTILIZATION:.0%} of HBM, as in the engine, but no more than {ROWS} rows can fill. Compiled by the TPU compiler on a machine without TPUs; **nothing here has run on a
 chip**. All bytes are those of one device.
 
 Names of slices: v5e-4, v6e-8 count chips; v5p-8 counts cores, so it has 4 chips, and v5p-32 has 16. A v5p chip is one device.
@@ -26,8 +25,8 @@ Names of slices: v5e-4, v6e-8 count chips; v5p-8 counts cores, so it has 4 chips
 | column | |
 |---|---|
 | weights, pool GB | planned before anything is compiled |
-| step MB: plan, compiler | all else that a step holds: sampler state and temporaries |
-| HBM GB, of | what the compiler says that the program needs, and what the device has |
+| step MB: plan, compiler | what a step holds besides its arguments: logits, activations, results |
+| HBM GB: plan, compiler, of | all of it: weights, pool, sampler state, inputs, step; and what a program may use |
 | per layer | collectives of a layer (all are alike, but for the last one of a mixed step, which has a branch for prompts \
 that are scored and one for those that are not) |
 | layer KB | the results of these collectives, and in brackets what a device sends for them: of an all-reduce over n devices \
@@ -46,39 +45,45 @@ def case_of(slice_name: str, model: str) -> Case:
 
 def compile_one(slice_name: str, model: str, rung_name: str) -> None:
     """Print what the table needs as JSON."""
-    import jax.numpy as jnp
     from slices import step, traffic
 
+    from jaxserve.config import EngineConfig
     from jaxserve.executor.ladder import Rung
-    from jaxserve.models.config import dense_from_hf
-    from jaxserve.pallas_kernels.ahead_of_time import compile_on, hbm_bytes, slice_devices
+    from jaxserve.memory.plan import lay_out
+    from jaxserve.memory.room import of_chip
+    from jaxserve.models.config import from_hf
+    from jaxserve.pallas_kernels.ahead_of_time import compile_on, slice_devices
     from jaxserve.sharding.hlo import collectives, totals
     from jaxserve.sharding.mesh import make_mesh
 
-    case, dtype = case_of(slice_name, model), jnp.dtype("bfloat16")
-    rungs = {"decode": Rung(ROWS, ROWS, True), "mixed": Rung(TOKENS, ROWS, False)}
-    mesh = make_mesh(case.parallel, slice_devices(case.topology))
-    cfg = step.laid_out(dense_from_hf(case.config), case.parallel)
-    hbm = hbm_bytes(case.topology.split(":")[0])
-    plan = step.plan(cfg, case.parallel, rungs["mixed"], dtype, int(hbm * UTILIZATION))
-    made = step.make_step(cfg, case.parallel, mesh, rungs[rung_name], plan.num_blocks, dtype, TABLE)
+    case = case_of(slice_name, model)
+    devices, parallel = slice_devices(case.topology), case.parallel
+    config = EngineConfig(max_num_seqs=ROWS, max_num_batched_tokens=TOKENS, max_model_len=LENGTH)
+    plan = lay_out(config, from_hf(case.config), of_chip(case.topology.split(":")[0], len(devices)), parallel)
+    if plan.problem:
+        raise SystemExit(plan.problem)
+    cfg, mesh = plan.cfg, make_mesh(parallel, devices)
+    rung = {"decode": Rung(ROWS, ROWS, True), "mixed": Rung(TOKENS, ROWS, False)}[rung_name]
+    table = LENGTH // plan.block_size
+    made = step.make_step(cfg, parallel, mesh, rung, plan.num_blocks, plan.dtype, table)
     begin = time.perf_counter()
     program = compile_on(mesh, made.jitted, *made.args)
     compile_s = time.perf_counter() - begin
     memory, found = program.compiled.memory_analysis(), collectives(program.text)
-    sampler = 8 * ROWS * (cfg.vocab_size + cfg.vocab_padding) // case.parallel.num_shards("vocab")
     parts = traffic.by_part(found)
     layers = [parts[f"layer{i}"] for i in range(cfg.num_layers)]
     regular = layers if rung_name == "decode" else layers[:-1]
     if any(totals(layer) != totals(layers[0]) for layer in regular):
         raise SystemExit(f"the layers are not alike: {[totals(layer) for layer in layers]}")
     others = [one for name, part in parts.items() if not name.startswith("layer") for one in part]
-    unwanted = traffic.moved_arrays(found, step.smallest_matrix_bytes(cfg, case.parallel, dtype))
+    unwanted = traffic.moved_arrays(found, step.smallest_matrix_bytes(plan.specs, parallel, plan.dtype))
     facts = {
         "num_layers": cfg.num_layers,
-        "plan": dataclasses.asdict(plan),
-        "hbm": hbm,
-        "sampler": sampler,
+        "weights": plan.needs.weights,
+        "pool": plan.pool_bytes,
+        "sampler": plan.needs.sampler,
+        "activations": plan.needs.activations,
+        "hbm": plan.room.device_bytes,
         "arguments": memory.argument_size_in_bytes,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,
@@ -136,7 +141,7 @@ def complaints(facts: dict[str, Any]) -> list[str]:
     said = [f"moves an array of a weight's size: {text}" for text in facts["unwanted"]]
     if needs > facts["hbm"] * UTILIZATION:
         said.append(f"needs {needs / 1e9:.2f} GB, more than {UTILIZATION:.0%} of {facts['hbm'] / 1e9:.2f} GB")
-    if facts["aliased"] < facts["plan"]["pool"]:
+    if facts["aliased"] < facts["pool"]:
         said.append("copies the pool")
     if not facts["kernels"]:
         said.append("does not run our kernels")
@@ -145,7 +150,10 @@ def complaints(facts: dict[str, Any]) -> list[str]:
 
 def line_of(case: Case, rung: str, facts: dict[str, Any]) -> dict[str, Any]:
     """The table's columns, from what `compile_one` said."""
-    plan, kb = facts["plan"], lambda n: round(n / 1024, 1)
+
+    def kb(num_bytes: int) -> float:
+        return round(num_bytes / 1024, 1)
+
     kinds = ", ".join(f"{count} {kind}" for kind, count in facts["layer"].items())
     return {
         "slice": case.slice,
@@ -153,11 +161,12 @@ def line_of(case: Case, rung: str, facts: dict[str, Any]) -> dict[str, Any]:
         "layers": facts["num_layers"],
         "mesh": str(case.parallel),
         "step": rung,
-        "weights GB": round(plan["weights"] / 1e9, 2),
-        "pool GB": round(plan["pool"] / 1e9, 2),
-        "step MB: plan": round(plan["step"] / 1e6),
-        "compiler": round((facts["temp"] + facts["results"] + facts["sampler"]) / 1e6),
-        "HBM GB": round((facts["arguments"] + facts["results"] + facts["temp"]) / 1e9, 2),
+        "weights GB": round(facts["weights"] / 1e9, 2),
+        "pool GB": round(facts["pool"] / 1e9, 2),
+        "step MB: plan": round(facts["activations"] / 1e6),
+        "compiler": round((facts["temp"] + facts["results"]) / 1e6),
+        "HBM GB: plan": round((facts["weights"] + facts["pool"] + facts["sampler"] + facts["activations"]) / 1e9, 2),
+        "compiler ": round((facts["arguments"] + facts["results"] + facts["temp"]) / 1e9, 2),
         "of": round(facts["hbm"] / 1e9, 2),
         "per layer": kinds,
         "layer KB": f"{kb(facts['layer_results'])} ({kb(facts['layer_sent'])})",

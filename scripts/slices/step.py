@@ -10,10 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxserve.executor.inputs import StepInputs, empty_inputs
 from jaxserve.executor.ladder import Rung
 from jaxserve.executor.program import DeviceState, jit_step, shardings
-from jaxserve.memory import step_bytes
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.kv import block_bytes, empty_pages
+from jaxserve.models.kv import empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.models.spec import is_spec, leaves
 from jaxserve.sampling.sampler import empty_state
@@ -36,32 +35,6 @@ class Step:
     def args(self) -> tuple[Any, ...]:
         """For `jitted.lower(*args)`."""
         return self.params, self.state, self.inputs
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Bytes of one device."""
-
-    weights: int
-    pool: int
-    step: int  # all else: sampler state, logits, activations
-    num_blocks: int  # of one replica
-
-
-def laid_out(cfg: ModelConfig, parallel: Parallel) -> ModelConfig:
-    """The model as devices can share it."""
-    return cfg.for_shards(parallel.num_shards("heads"), parallel.num_shards("pool_heads"))
-
-
-def plan(cfg: ModelConfig, parallel: Parallel, rung: Rung, dtype: jnp.dtype, usable_bytes: int) -> Plan:
-    """What the engine would hold on each device: the pool takes what weights and a step leave."""
-    weight_bytes = weights.nbytes(family_of(cfg).abstract(cfg), dtype, parallel)
-    needed = step_bytes(cfg, rung.tokens, rung.rows, dtype.itemsize, "")
-    per_block = block_bytes(cfg, BLOCK_SIZE, dtype) // parallel.num_shards("pool_heads")
-    num_blocks = (usable_bytes - weight_bytes - needed) // per_block
-    if num_blocks <= 0:
-        raise ValueError(f"{weight_bytes / 1e9:.1f} GB of weights leave no room for KV in {usable_bytes / 1e9:.1f} GB")
-    return Plan(weight_bytes, num_blocks * per_block, needed, num_blocks)
 
 
 def make_step(
@@ -95,7 +68,8 @@ def make_step(
     return Step(jitted, params, state, jax.tree.map(of_all_replicas, inputs))
 
 
-def smallest_matrix_bytes(cfg: ModelConfig, parallel: Parallel, dtype: jnp.dtype) -> int:
-    """What a device holds of the model's smallest matrix."""
-    matrices = (spec for spec in leaves(family_of(cfg).abstract(cfg)) if spec.fan_in and len(spec.shape) > 1)
-    return min(spec.size // parallel.num_shards(*spec.axes) for spec in matrices) * dtype.itemsize
+def smallest_matrix_bytes(specs: Any, parallel: Parallel, dtype: jnp.dtype) -> int:
+    """What a device holds of the smallest matrix; of the smallest that is split, if any is."""
+    matrices = [spec for spec in leaves(specs) if spec.fan_in and len(spec.shape) > 1]
+    split = [spec for spec in matrices if parallel.num_shards(*spec.axes) > 1]
+    return min(spec.size // parallel.num_shards(*spec.axes) for spec in split or matrices) * dtype.itemsize

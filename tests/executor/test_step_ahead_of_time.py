@@ -9,13 +9,12 @@ import pytest
 from jaxserve.executor.inputs import empty_inputs
 from jaxserve.executor.ladder import Rung
 from jaxserve.executor.program import DeviceState, run_step
-from jaxserve.memory import step_bytes
 from jaxserve.models import weights
 from jaxserve.models.config import from_hf
 from jaxserve.models.kv import block_bytes, empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.models.spec import is_spec
-from jaxserve.pallas_kernels.ahead_of_time import compile_for, has_compiler, has_gpu_compiler, hbm_bytes
+from jaxserve.pallas_kernels.ahead_of_time import compile_for, has_compiler, has_gpu_compiler
 from jaxserve.sampling.sampler import empty_state
 
 ON_TPU = [pytest.mark.slow, pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")]
