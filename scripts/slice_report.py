@@ -5,8 +5,8 @@
     python scripts/slice_report.py --slices v5e-4 --models llama-3.1-8b --steps decode
     python scripts/slice_report.py --write docs/slices.md           # the document, and lines of JSON for the record
 
-Needs `pip install libtpu`, or TPU_LIBRARY_PATH. Fails if a step does not fit, copies its pool, or hands on an array of the size
-of a weight. docs/slices.md says what the columns mean.
+Needs `pip install libtpu`, or TPU_LIBRARY_PATH. Fails if a step does not fit, copies its pool, or hands on an array of
+the size of a weight. docs/slices.md says what the columns mean.
 """
 
 import argparse

@@ -81,8 +81,8 @@ _MIXTRAL = {
     "max_position_embeddings": 32768,
     "torch_dtype": "bfloat16",
 }
-# Four layers of experts as in DeepSeek-V3 (arXiv 2412.19437), its shared one included. Not DeepSeek-V3: grouped-query attention
-# of the same number of heads stands in for its latent attention, and softmax for its routing by sigmoid.
+# Four layers of experts as in DeepSeek-V3 (arXiv 2412.19437), its shared one included. Not DeepSeek-V3: grouped-query
+# attention of as many heads stands in for its latent attention, and softmax for its routing by sigmoid.
 _LIKE_DEEPSEEK_V3 = {
     "architectures": ["Qwen2MoeForCausalLM"],
     "hidden_size": 7168,

@@ -15,27 +15,29 @@ UTILIZATION = 0.9  # of HBM, the engine's default
 RUNGS = ("decode", "mixed")
 
 ABOUT = f"""\
-The engine's whole jitted step (all layers, sampling, scores of prompts) in bfloat16, {ROWS} rows: `decode` with one token each,
-`mixed` with {TOKENS:,} tokens; contexts of up to {LENGTH:,} tokens. The KV pool takes what weights and step leave of
-{UTILIZATION:.0%} of HBM, as in the engine, but no more than {ROWS} rows can fill. Compiled by the TPU compiler on a machine without TPUs; **nothing here has run on a
-chip**. All bytes are those of one device.
+The engine's whole jitted step (all layers, sampling, scores of prompts) in bfloat16, {ROWS} rows: `decode` with one token
+each, `mixed` with {TOKENS:,} tokens; contexts of up to {LENGTH:,} tokens. The KV pool takes what weights and step leave
+of {UTILIZATION:.0%} of HBM, as in the engine, but no more than {ROWS} rows can fill. Compiled by the TPU compiler on a
+machine without TPUs; **nothing here has run on a chip**. All bytes are those of one device.
 
-Names of slices: v5e-4, v6e-8 count chips; v5p-8 counts cores, so it has 4 chips, and v5p-32 has 16. A v5p chip is one device.
+Names of slices: v5e-4 and v6e-8 count chips; v5p-8 counts cores, so it has 4 chips, and v5p-32 has 16. A v5p chip is one
+device. `like-deepseek-v3` is four layers of its width, heads and experts, not the model: grouped-query attention (8 KV
+heads) stands in for its latent attention, softmax for its routing by sigmoid.
 
 | column | |
 |---|---|
 | weights, pool GB | planned before anything is compiled |
 | step MB: plan, compiler | what a step holds besides its arguments: logits, activations, results |
 | HBM GB: plan, compiler, of | all of it: weights, pool, sampler state, inputs, step; and what a program may use |
-| per layer | collectives of a layer (all are alike, but for the last one of a mixed step, which has a branch for prompts \
-that are scored and one for those that are not) |
-| layer KB | the results of these collectives, and in brackets what a device sends for them: of an all-reduce over n devices \
-2 (n - 1) / n of its size |
-| step MB | what a device sends in a whole step. Every branch counts as taken, every loop as one turn |
+| per layer | collectives of a layer. All layers are alike, but for the last one of a mixed step of a dense model, which \
+has a branch for all tokens and one for the last of each row |
+| layer KB | the results of these collectives, and in brackets what a device sends for them: of an all-reduce over n \
+devices 2 (n - 1) / n of its size |
+| sent MB | what a device sends in a whole step, if every branch were taken and every loop had one turn |
 | other | collectives outside of layers: the sum of embeddings, and what sampling and scores take; the largest in KB |
 | gathers KB | the largest array that is handed on as it is (all-gather, all-to-all, collective-permute) |
 | async | collectives that have a start and a done, with work in between |
-| compile s | on 2 cores, others busy beside |
+| compile s | on 2 cores that many others used beside: more than twice what it takes alone |
 """
 
 
@@ -45,8 +47,6 @@ def case_of(slice_name: str, model: str) -> Case:
 
 def compile_one(slice_name: str, model: str, rung_name: str) -> None:
     """Print what the table needs as JSON."""
-    from slices import step, traffic
-
     from jaxserve.config import EngineConfig
     from jaxserve.executor.ladder import Rung
     from jaxserve.memory.plan import lay_out
@@ -55,6 +55,7 @@ def compile_one(slice_name: str, model: str, rung_name: str) -> None:
     from jaxserve.pallas_kernels.ahead_of_time import compile_on, slice_devices
     from jaxserve.sharding.hlo import collectives, totals
     from jaxserve.sharding.mesh import make_mesh
+    from slices import step, traffic
 
     case = case_of(slice_name, model)
     devices, parallel = slice_devices(case.topology), case.parallel
@@ -170,7 +171,7 @@ def line_of(case: Case, rung: str, facts: dict[str, Any]) -> dict[str, Any]:
         "of": round(facts["hbm"] / 1e9, 2),
         "per layer": kinds,
         "layer KB": f"{kb(facts['layer_results'])} ({kb(facts['layer_sent'])})",
-        "step MB": round(sum(sent for _, sent in facts["step"].values()) / 1e6, 2),
+        "sent MB": round(sum(sent for _, sent in facts["step"].values()) / 1e6, 2),
         "other": f"{facts['others']} ({kb(facts['largest_other'])})",
         "gathers KB": kb(facts["largest_moved"]),
         "async": facts["async"],

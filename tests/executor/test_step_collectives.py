@@ -81,7 +81,7 @@ def limit(parallel: Parallel) -> int:
     "parallel",
     [
         TENSOR_2,
-        Parallel(data=2, expert=2, tensor=2),
+        pytest.param(Parallel(data=2, expert=2, tensor=2), marks=pytest.mark.slow),
         pytest.param(Parallel(tensor=4), marks=pytest.mark.slow),
         pytest.param(Parallel(tensor=8), marks=pytest.mark.slow),
         pytest.param(Parallel(expert=2), marks=pytest.mark.slow),
@@ -175,6 +175,7 @@ def test_arrays_that_lie_otherwise_than_the_step_wants_them_are_seen():
     assert {down.size * F32.itemsize // 2, pool.size * F32.itemsize // 2} <= sizes
 
 
+@pytest.mark.slow
 def test_a_model_that_gathers_a_weight_is_seen(monkeypatch):
     def gathers(ids_t, table_ve):
         return jnp.take(gather("vocab", table_ve, axis=0), ids_t, axis=0)
