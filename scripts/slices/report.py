@@ -8,11 +8,15 @@ import sys
 import time
 from typing import Any
 
+from jaxserve.config import EngineConfig
 from slices.cases import CASES, Case
 
 ROWS, TOKENS, LENGTH = 64, 1024, 8192  # rows of a step, tokens of a mixed one, and the longest context
 UTILIZATION = 0.9  # of HBM, the engine's default
 RUNGS = ("decode", "mixed")
+CONFIG = EngineConfig(
+    max_num_seqs=ROWS, max_num_batched_tokens=TOKENS, max_model_len=LENGTH, memory_utilization=UTILIZATION
+)
 
 ABOUT = f"""\
 The engine's whole jitted step (all layers, sampling, scores of prompts) in bfloat16, {ROWS} rows: `decode` with one token
@@ -47,7 +51,6 @@ def case_of(slice_name: str, model: str) -> Case:
 
 def compile_one(slice_name: str, model: str, rung_name: str) -> None:
     """Print what the table needs as JSON."""
-    from jaxserve.config import EngineConfig
     from jaxserve.executor.ladder import Rung
     from jaxserve.memory.plan import lay_out
     from jaxserve.memory.room import of_chip
@@ -59,8 +62,7 @@ def compile_one(slice_name: str, model: str, rung_name: str) -> None:
 
     case = case_of(slice_name, model)
     devices, parallel = slice_devices(case.topology), case.parallel
-    config = EngineConfig(max_num_seqs=ROWS, max_num_batched_tokens=TOKENS, max_model_len=LENGTH)
-    plan = lay_out(config, from_hf(case.config), of_chip(case.topology.split(":")[0], len(devices)), parallel)
+    plan = lay_out(CONFIG, from_hf(case.config), of_chip(case.topology.split(":")[0], len(devices)), parallel)
     if plan.problem:
         raise SystemExit(plan.problem)
     cfg, mesh = plan.cfg, make_mesh(parallel, devices)
