@@ -3,7 +3,7 @@
 
     python scripts/slice_report.py                                  # prints a Markdown table; minutes for each line
     python scripts/slice_report.py --slices v5e-4 --models llama-3.1-8b --steps decode
-    python scripts/slice_report.py --write docs/slices.md           # the document, and lines of JSON for the record
+    python scripts/slice_report.py --write docs/slices.md           # lines of JSON for the record, and the document of all
 
 Needs `pip install libtpu`, or TPU_LIBRARY_PATH. Fails if a step does not fit, copies its pool, or hands on an array of
 the size of a weight. docs/slices.md says what the columns mean.
@@ -28,12 +28,21 @@ TITLE = "# Slices, as the TPU compiler sees them"
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Replace the document, and append to the record."""
+    """Append to the record, and make the document of the newest line of each step there."""
     versions = report.versions()
-    made = f"Made by `{record.command()}` at {record.commit()}; {', '.join(f'{k} {v}' for k, v in versions.items())}."
-    path.write_text(f"{TITLE}\n\n{made}\n\n{report.ABOUT}\n{document.table(lines)}\n")
     for line in lines:
         record.append_line(RESULTS, {**line, **versions})
+    newest = {}
+    for text in RESULTS.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        newest[line["slice"], line["model"], line["step"]] = line
+    shown = [
+        newest[key] for case in CASES for rung in report.RUNGS if (key := (case.slice, case.model, rung)) in newest
+    ]
+    made = sorted({f"at {line['commit']}, jax {line['jax']}, libtpu {line['libtpu']}" for line in shown})
+    about = f"Made by `scripts/slice_report.py`; do not edit. Compiled {'; '.join(made)}."
+    table = document.table([{name: line[name] for name in lines[0]} for line in shown])
+    path.write_text(f"{TITLE}\n\n{about}\n\n{report.ABOUT}\n{table}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, values in known.items():
         parser.add_argument(f"--{name}", type=words, default=values, help=", ".join(values))
-    parser.add_argument("--write", type=Path, help="a Markdown file, which is replaced")
+    parser.add_argument(
+        "--write", type=Path, help="a Markdown file, made of the newest lines of all steps in the record"
+    )
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 KINDS = (
     "all-gather",
@@ -240,10 +241,10 @@ def _result_bytes(kind: str, type_text: str, starts: bool) -> int:
     return _sum(parts)
 
 
-def _sizes(type_text: str) -> "int | list":
+def _sizes(type_text: str) -> "int | list[Any]":
     """Bytes of an array, or a list of those of a tuple's parts."""
     plain = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", type_text)  # no comments, no layouts
-    stack: list[list] = [[]]
+    stack: list[list[Any]] = [[]]
     for token in _TYPE.finditer(plain):
         if token[0] == "(":
             stack.append([])
@@ -265,7 +266,7 @@ def _bits(dtype: str) -> int:
     return int(digits[0])
 
 
-def _sum(sizes: "int | list") -> int:
+def _sum(sizes: "int | list[Any]") -> int:
     return sizes if isinstance(sizes, int) else sum(map(_sum, sizes))
 
 

@@ -31,8 +31,9 @@ heads) stands in for its latent attention, softmax for its routing by sigmoid.
 | column | |
 |---|---|
 | weights, pool GB | planned before anything is compiled |
-| step MB: plan, compiler | what a step holds besides its arguments: logits, activations, results |
-| HBM GB: plan, compiler, of | all of it: weights, pool, sampler state, inputs, step; and what a program may use |
+| step MB | what a step holds besides its arguments (logits, activations, results), planned and by the compiler |
+| HBM GB | all of it (weights, pool, sampler state, inputs, step), planned and by the compiler; usable: all that a program \
+may have |
 | per layer | collectives of a layer. All layers are alike, but for the last one of a mixed step of a dense model, which \
 has a branch for all tokens and one for the last of each row |
 | layer KB | the results of these collectives, and in brackets what a device sends for them: of an all-reduce over n \
@@ -166,11 +167,11 @@ def line_of(case: Case, rung: str, facts: dict[str, Any]) -> dict[str, Any]:
         "step": rung,
         "weights GB": round(facts["weights"] / 1e9, 2),
         "pool GB": round(facts["pool"] / 1e9, 2),
-        "step MB: plan": round(facts["activations"] / 1e6),
-        "compiler": round((facts["temp"] + facts["results"]) / 1e6),
-        "HBM GB: plan": round((facts["weights"] + facts["pool"] + facts["sampler"] + facts["activations"]) / 1e9, 2),
-        "compiler ": round((facts["arguments"] + facts["results"] + facts["temp"]) / 1e9, 2),
-        "of": round(facts["hbm"] / 1e9, 2),
+        "step MB planned": round(facts["activations"] / 1e6),
+        "step MB": round((facts["temp"] + facts["results"]) / 1e6),
+        "HBM GB planned": round((facts["weights"] + facts["pool"] + facts["sampler"] + facts["activations"]) / 1e9, 2),
+        "HBM GB": round((facts["arguments"] + facts["results"] + facts["temp"]) / 1e9, 2),
+        "usable GB": round(facts["hbm"] / 1e9, 2),
         "per layer": kinds,
         "layer KB": f"{kb(facts['layer_results'])} ({kb(facts['layer_sent'])})",
         "sent MB": round(sum(sent for _, sent in facts["step"].values()) / 1e6, 2),

@@ -6,6 +6,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import slice_report
+from kernels import document
 from slices import report, traffic
 from slices.cases import CASES
 
@@ -85,8 +86,8 @@ def test_what_is_wrong_is_said(change: dict, message: str):
 def test_a_line_shows_a_device():
     line = report.line_of(CASES[0], "decode", FACTS)
     assert (line["slice"], line["mesh"], line["step"]) == ("v5e-4", "tensor=4", "decode")
-    assert (line["step MB: plan"], line["compiler"]) == (52, 33)
-    assert (line["HBM GB: plan"], line["compiler "], line["of"]) == (0.8, 0.79, 1.07)
+    assert (line["step MB planned"], line["step MB"]) == (52, 33)
+    assert (line["HBM GB planned"], line["HBM GB"], line["usable GB"]) == (0.8, 0.79, 1.07)
     assert (line["per layer"], line["layer KB"], line["sent MB"]) == ("2 all-reduce", "4.0 (6.0)", 2.01)
 
 
@@ -98,6 +99,21 @@ def test_every_case_fits_its_slice_by_plan(case):
     plan = lay_out(report.CONFIG, from_hf(case.config), of_chip(chip, case.parallel.num_devices), case.parallel)
     assert not plan.problem
     assert plan.num_blocks * plan.block_size >= report.LENGTH
+
+
+def test_the_document_has_the_newest_line_of_each_step(tmp_path, monkeypatch):
+    """Cases are compiled one by one, because each takes minutes: the others keep the lines that they have."""
+    monkeypatch.setattr(slice_report, "RESULTS", tmp_path / "slices.jsonl")
+    monkeypatch.setattr(report, "versions", lambda: {"jax": "1", "libtpu": "2"})
+    path = tmp_path / "slices.md"
+    one, two = (report.line_of(CASES[0], rung, FACTS) for rung in report.RUNGS)
+    slice_report.write(path, [two])
+    slice_report.write(path, [one | {"layers": 3}])
+    slice_report.write(path, [one])
+    assert len((tmp_path / "slices.jsonl").read_text().splitlines()) == 3
+    text = path.read_text()
+    assert document.table([one, two]) in text
+    assert "jax 1, libtpu 2" in text
 
 
 @pytest.mark.parametrize("option", ["--slices=v9-4", "--models=gpt-5", "--steps=prefill"])
