@@ -241,7 +241,7 @@ def _result_bytes(kind: str, type_text: str, starts: bool) -> int:
     return _sum(parts)
 
 
-def _sizes(type_text: str) -> "int | list[Any]":
+def _sizes(type_text: str) -> int | list[Any]:
     """Bytes of an array, or a list of those of a tuple's parts."""
     plain = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", type_text)  # no comments, no layouts
     stack: list[list[Any]] = [[]]
@@ -266,7 +266,7 @@ def _bits(dtype: str) -> int:
     return int(digits[0])
 
 
-def _sum(sizes: "int | list[Any]") -> int:
+def _sum(sizes: int | list[Any]) -> int:
     return sizes if isinstance(sizes, int) else sum(map(_sum, sizes))
 
 
