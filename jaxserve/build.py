@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from jaxserve.config import EngineConfig, cache_folder
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
 from jaxserve.executor.compiles import count_compiles
+from jaxserve.executor.ladder import build_ladder
 from jaxserve.executor.local import LocalExecutor
 from jaxserve.executor.program import DeviceState
 from jaxserve.kv.store import KVStore
-from jaxserve.memory import room
-from jaxserve.memory.axes import refusal
+from jaxserve.memory import axes, room
 from jaxserve.memory.plan import Plan, lay_out
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
@@ -30,7 +31,9 @@ from jaxserve.sampling.sampler import empty_state
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.policies.fcfs import Fcfs
 from jaxserve.scheduler.policies.priority import Priority
+from jaxserve.sharding.links import links_here
 from jaxserve.sharding.mesh import make_mesh
+from jaxserve.sharding.scheme import Case, choose_scheme, refusal
 from jaxserve.tokenizer import Tokenizer, load_tokenizer
 
 POLICIES = {"fcfs": Fcfs, "priority": Priority}
@@ -84,7 +87,7 @@ def _plan_here(config: EngineConfig, cfg: ModelConfig) -> Plan:
     _check_attention(config.attention_backend)
     plan = lay_out(config, cfg, room.of_this_machine())
     if plan.problem:
-        raise refusal(plan, config, cfg)
+        raise axes.refusal(plan, config, cfg)
     return plan
 
 
@@ -96,6 +99,8 @@ def _load_weights(folder: Path, config: EngineConfig, plan: Plan, mesh: Mesh | N
 
 def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: Any) -> LocalExecutor:
     cfg, replicas = plan.cfg, plan.parallel.data
+    scheme_of = partial(_scheme_of, config, plan)
+    ladder = build_ladder(config.max_num_seqs, plan.token_budget, plan.parallel.sequence, scheme_of)
 
     def empty() -> DeviceState:
         num_blocks, as_bits = replicas * plan.num_blocks, _keeps_bits(config)
@@ -109,7 +114,7 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
         cfg,
         params,
         empty,
-        plan.ladder,
+        ladder,
         max_model_len=plan.max_model_len,
         attention_backend=config.attention_backend,
         mesh=mesh,
@@ -117,10 +122,14 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
 
 
 def _make_engine(config: EngineConfig, plan: Plan, executor: LocalExecutor, tokenizer: Tokenizer | None) -> Engine:
+    capacity = executor.capacity()
     scheduler = Scheduler(
-        KVStore(plan.num_blocks, config.block_size, caching=config.enable_prefix_caching),
+        [
+            KVStore(capacity.num_blocks, capacity.block_size, caching=config.enable_prefix_caching)
+            for _ in range(capacity.num_replicas)
+        ],
         POLICIES[config.scheduling_policy](),
-        executor.capacity(),
+        capacity,
         token_budget=plan.token_budget,
         chunked=config.enable_chunked_prefill,
     )
@@ -181,6 +190,40 @@ def _attention_backend(config: EngineConfig, plan: Plan) -> str:
             f"attention_backend={config.attention_backend!r} cannot run this model here: {refusal}",
             remedy="Leave it out, and the first that can is taken",
         ) from refusal
+
+
+def _scheme_of(config: EngineConfig, plan: Plan, num_tokens: int) -> str | None:
+    """How devices share the attention of a prompt of so many tokens; None: as that of any rows, over the pool (Ulysses).
+
+    Raises: ConfigError if the scheme asked for cannot take the model.
+    """
+    parallel, cfg, asked = plan.parallel, plan.cfg, config.sequence_parallel_scheme
+    if parallel.sequence == 1:
+        return None
+    shards = parallel.num_shards("heads")
+    cases = [
+        Case(
+            num_devices=parallel.sequence,
+            num_tokens=-(-num_tokens // parallel.sequence) * parallel.sequence,
+            num_heads=cfg.num_heads // shards,
+            num_kv_heads=cfg.num_kv_heads // shards,
+            head_size=cfg.head_size,
+            itemsize=plan.dtype.itemsize,
+            window=window,
+        )
+        for window in dict.fromkeys(cfg.windows or (None,))
+    ]
+    if asked == "auto":
+        chosen = {choose_scheme(case, links_here(), into_pool=True) for case in cases}
+        scheme = chosen.pop() if len(chosen) == 1 else "ulysses"
+    else:
+        scheme = asked
+        for refused in filter(None, (refusal(asked, case) for case in cases)):
+            raise ConfigError(
+                f"sequence_parallel_scheme={asked!r} cannot take prompts of {num_tokens} tokens: {refused}",
+                remedy="Leave it at 'auto'",
+            )
+    return None if scheme == "ulysses" else scheme
 
 
 def _keeps_bits(config: EngineConfig) -> bool:

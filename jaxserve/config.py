@@ -13,6 +13,7 @@ from jaxserve.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 LOAD_FORMATS = ("auto", "dummy")
+SEQUENCE_SCHEMES = ("auto", "ulysses", "gather", "ring", "bidirectional", "zigzag", "tokenring", "pass_q")
 MAX_NUM_SEQS = 4096
 
 
@@ -48,8 +49,11 @@ class EngineConfig:
     )
     load_format: str = option("auto", "auto: read safetensors; dummy: random weights made on the device", LOAD_FORMATS)
     max_model_len: int | None = option(None, "longest sequence in tokens, prompt and answer; default: the model's own")
-    max_num_seqs: int = option(32, "most sequences running at once")
-    max_num_batched_tokens: int | None = option(None, "token budget of one step; default 512 on CPU, 2048 elsewhere")
+    max_num_seqs: int = option(32, "most sequences running at once (on each replica)")
+    max_num_batched_tokens: int | None = option(
+        None,
+        "token budget of one step (of each replica); default 512 on CPU, 2048 elsewhere, times sequence_parallel_size",
+    )
     block_size: int = option(32, "tokens per KV block; a power of two from 8 to 256")
     num_kv_blocks: int | None = option(None, "blocks in the KV pool; default: what memory_utilization leaves")
     memory_utilization: float = option(0.9, "share of accelerator memory (on CPU: of half the free memory) to use")
@@ -63,6 +67,9 @@ class EngineConfig:
     tensor_parallel_size: int = option(1, "devices that share each layer's weights")
     data_parallel_size: int = option(1, "replicas of the weights, each with its own requests")
     sequence_parallel_size: int = option(1, "devices that share the tokens of a step")
+    sequence_parallel_scheme: str = option(
+        "auto", "how devices share the attention of a prompt that is computed in one step", SEQUENCE_SCHEMES
+    )
     expert_parallel_size: int = option(1, "devices that share a layer's experts, and otherwise its weights")
     quantization: str | None = option(None, "weight quantisation (none so far)")
     compilation_cache: str | None = option("auto", "folder of compiled programs kept between runs; auto, or none")

@@ -152,7 +152,7 @@ class Engine:
                 job, _ = self._by_sequence[seq_id]
                 job.output.error = str(error)
                 events += self._end(job, Finish.ERROR)
-        self.scheduler.store.clear_cache()
+        self.scheduler.clear_cache()
         return events
 
     def _end(self, job: _Job, finish: Finish, index: int | None = None) -> list[Event]:

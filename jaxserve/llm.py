@@ -196,7 +196,7 @@ class LLM:
             "compiles_after_ready": self._built.executor.num_late_compiles,
             "num_waiting": scheduler.num_waiting,
             "num_running": scheduler.num_running,
-            "kv_blocks_held": scheduler.store.num_held,
+            "kv_blocks_held": scheduler.num_held_blocks,
         }
 
     def _request(

@@ -18,6 +18,7 @@ class Row:
 
     seq_id: str
     epoch: int  # how often the sequence had been preempted when this was planned
+    replica: int = 0  # of the weights; slot and blocks are counted within it
     slot: int  # of the state a running sequence keeps on the device
     start: int  # position of the first input token
     token_ids: tuple[int, ...]
@@ -38,25 +39,35 @@ class Row:
 
 
 class BlockCopy(NamedTuple):
-    """Copy a whole block before the step runs."""
+    """Copy a whole block before the step runs, within a replica's pool."""
 
     source: int
     target: int
+    replica: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SlotStart:
     """A sequence takes a slot whose logits are edited by its history: penalties, bias, allowed tokens."""
 
+    replica: int = 0
     slot: int
     params: SamplingParams
     prompt_token_ids: tuple[int, ...]
     output_token_ids: tuple[int, ...]
 
 
+class Load(NamedTuple):
+    """One replica's part of a step."""
+
+    num_tokens: int
+    num_rows: int
+    is_prompt: bool = False  # one prompt, from its first token, and nothing else
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One step. Rows are in execution order; copies and slot starts happen before them."""
+    """One step. Rows are in execution order within each replica; copies and slot starts happen before them."""
 
     index: int
     rows: tuple[Row, ...]
@@ -67,6 +78,17 @@ class StepPlan:
     def num_tokens(self) -> int:
         """Input tokens of the step, without padding."""
         return sum(row.num_tokens for row in self.rows)
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """What each replica with rows has to do."""
+        parts: dict[int, list[Row]] = {}
+        for row in self.rows:
+            parts.setdefault(row.replica, []).append(row)
+        return tuple(
+            Load(sum(row.num_tokens for row in rows), len(rows), len(rows) == 1 and rows[0].start == 0)
+            for rows in parts.values()
+        )
 
 
 class TokenLogprob(NamedTuple):
@@ -98,10 +120,11 @@ class StepResult:
 
 
 class Capacity(NamedTuple):
-    """What an executor can hold and run."""
+    """What an executor can hold and run. Blocks, slots and rungs are those of each replica of the weights."""
 
     num_blocks: int
     block_size: int  # tokens
     num_slots: int  # sequences running at once
     token_rungs: tuple[int, ...]  # step sizes that are compiled, ascending
     max_model_len: int
+    num_replicas: int = 1

@@ -22,6 +22,8 @@ class TokenBatch(Generic[T]):
     kv_len_s: T  # i32[s]; this step's tokens included
     table_sm: T  # i32[s m]; block ids, read only up to ceil(kv_len / block size)
     max_q_len: int | None = struct.field(pytree_node=False, default=None)  # 1: every row is a decode; None: any
+    # How devices share attention (`sharding.scheme`) when there is but one row, from its beginning; None: any rows.
+    scheme: str | None = struct.field(pytree_node=False, default=None)
 
 
 def positions(batch: TokenBatch[jax.Array]) -> jax.Array:

@@ -6,10 +6,11 @@ same model code serves one device.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.lax import all_gather, all_to_all, axis_index
+from jax.lax import all_gather, all_to_all, axis_index, ppermute
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Shaped
 
@@ -67,20 +68,32 @@ def part_of(logical: str, x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, shard_index(logical) * size, size, axis)
 
 
-def to_local(logical: str, index: ArrayLike, size: int) -> Int[ArrayLike, "..."]:
+def to_local(logical: str, index: ArrayLike, size: int) -> Int[Array, "..."]:
     """Where an index into the whole axis lies in this device's part of `size`; `size` itself if it lies elsewhere, so that
     scatters with mode="drop" leave it out (a negative index would count from the end)."""
+    index = jnp.asarray(index)
     if num_shards(logical) == 1:
         return index
     local = index - shard_index(logical) * size
     return jnp.where((local >= 0) & (local < size), local, size)
 
 
-def take(logical: str, x: Shaped[Array, "v *rest"], index: Int[Array, "..."]) -> Shaped[Array, "..."]:
+def take(logical: str, x: Shaped[Array, "v *rest"], index: ArrayLike) -> Shaped[Array, "..."]:
     """`x[index]` of an array whose first axis is split: each device brings what it has, and all get the sum."""
     size = x.shape[0]
-    picked = jnp.take(x, to_local(logical, index, size), axis=0, mode="clip")
+    local = to_local(logical, index, size)
+    picked = jnp.take(x, local, axis=0, mode="clip")
     if num_shards(logical) == 1:
         return picked
-    is_here = to_local(logical, index, size) < size
-    return sum_over(logical, jnp.where(is_here.reshape(*index.shape, *(1,) * (x.ndim - 1)), picked, 0))
+    is_here = (local < size).reshape(*local.shape, *(1,) * (x.ndim - 1))
+    return sum_over(logical, jnp.where(is_here, picked, 0))
+
+
+def send(logical: str, x: jax.Array, to: Callable[[int], int]) -> jax.Array:
+    """Give `x` to device `to(i)` (modulo the devices), i being this one, and get what was sent here (permute).
+
+    `to` must lead to every device once.
+    """
+    axes, size = mesh_axes(logical), num_shards(logical)
+    pairs = [(i, to(i) % size) for i in range(size)]
+    return x if all(i == j for i, j in pairs) else ppermute(x, axes, pairs)

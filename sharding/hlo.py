@@ -41,7 +41,7 @@ class Collective:
     result_bytes: what one device holds afterwards.
     count: how often a call of the program runs it. Every branch of a conditional counts as if it were taken.
     in_open_loop: it is in a loop whose number of turns the text does not say (TPU never says); `count` is for one turn.
-    is_async: written as a start and a done, so that other work may run in between.
+    is_async: written as a start and a done, so that other work may run in between, and not marked to wait at once (GPU).
     between: computing instructions that the schedule puts between start and done.
     op_name: the JAX scopes it comes from.
     """
@@ -105,7 +105,7 @@ def collectives(text: str) -> list[Collective]:
                 result_bytes=_result_bytes(kind, line.type, starts),
                 count=visit.times + (before.count if before else 0),
                 in_open_loop=visit.in_open_loop,
-                is_async=starts or visit.is_async,
+                is_async=visit.is_async or (starts and '"is_sync":true' not in line.rest),
                 between=between if is_scheduled else 0,
                 op_name=_attribute(r'op_name="([^"]*)"', line.rest),
             )

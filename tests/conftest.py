@@ -43,7 +43,7 @@ def _few_programs():
     """Drop compiled programs now and then. Each takes six memory maps, operations called outside of a jitted function
     compile one for every shape, and beyond 65,530 maps Linux gives a process no more: LLVM aborts."""
     yield
-    if next(_tests) % 16 == 0 and _num_maps() > 20_000:
+    if next(_tests) % 4 == 0 and _num_maps() > 15_000:
         import jax  # not at the top: the flags above come first
 
         jax.clear_caches()

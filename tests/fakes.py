@@ -5,6 +5,7 @@ had to be. No jax.
 """
 
 import dataclasses
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.policies.fcfs import Fcfs
 from jaxserve.scheduler.policies.priority import Priority
-from jaxserve.step import Capacity, Row, RowResult, StepPlan, StepResult, TokenLogprob
+from jaxserve.step import Capacity, Row, RowResult, SlotStart, StepPlan, StepResult, TokenLogprob
 
 EOS = 0
 # Pieces of several characters, so that stop strings begin and end inside tokens.
@@ -75,10 +76,10 @@ class FakeExecutor:
     `fail_next` ("dispatch" or "collect") makes the next call of that name fail, and everything written is lost.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, num_slots: int, max_model_len: int, rungs: tuple[int, ...]):
+    def __init__(self, capacity: Capacity):
         self.plans: list[StepPlan] = []
         self.fail_next = ""
-        self._capacity = Capacity(num_blocks, block_size, num_slots, rungs, max_model_len)
+        self._capacity = capacity
         self._forget()
 
     def capacity(self) -> Capacity:
@@ -86,9 +87,10 @@ class FakeExecutor:
 
     def _forget(self) -> None:
         capacity = self._capacity
-        self._pool: list[list[int | None]] = [[None] * capacity.block_size for _ in range(capacity.num_blocks)]
-        self._last: dict[int, tuple[str, int]] = {}  # slot -> who sampled what there
-        self._history: dict[int, list[int]] = {}
+        places = itertools.product(range(capacity.num_replicas), range(capacity.num_blocks))
+        self._pool: dict[tuple[int, int], list[int | None]] = {place: [None] * capacity.block_size for place in places}
+        self._last: dict[tuple[int, int], tuple[str, int]] = {}  # (replica, slot) -> who sampled what there
+        self._history: dict[tuple[int, int], list[int]] = {}
         self._under_way: deque[StepPlan] = deque()
 
     def _may_fail(self, name: str) -> None:
@@ -100,13 +102,14 @@ class FakeExecutor:
     def dispatch(self, plan: StepPlan) -> tuple[StepPlan, StepResult]:
         self._may_fail("dispatch")
         assert plan.rows, "an empty plan"
-        for values in ([r.slot for r in plan.rows], [r.seq_id for r in plan.rows], [c.target for c in plan.copies]):
+        slots, ids = [_slot(row) for row in plan.rows], [row.seq_id for row in plan.rows]
+        for values in (slots, ids, [(copy.replica, copy.target) for copy in plan.copies]):
             assert len(set(values)) == len(values), f"twice in one plan: {values}"
         for copy in plan.copies:
-            self._pool[copy.target] = list(self._pool[copy.source])
+            self._pool[copy.replica, copy.target] = list(self._pool[copy.replica, copy.source])
         for start in plan.starts:
-            self._history[start.slot] = list(start.output_token_ids)
-        written: dict[tuple[int, int], str] = {}
+            self._history[_slot(start)] = list(start.output_token_ids)
+        written: dict[tuple[int, int, int], str] = {}
         for row in plan.rows:
             self._write(row, written)
         for row in plan.rows:  # nobody reads what another row of the same step writes
@@ -122,28 +125,28 @@ class FakeExecutor:
         assert self._under_way.popleft() is pending[0], "collected out of order"
         return pending[1]
 
-    def _place(self, row: Row, position: int) -> tuple[int, int]:
+    def _place(self, row: Row, position: int) -> tuple[int, int, int]:
         index, offset = divmod(position, self._capacity.block_size)
-        return row.blocks[index], offset
+        return row.replica, row.blocks[index], offset
 
-    def _write(self, row: Row, written: dict[tuple[int, int], str]) -> None:
+    def _write(self, row: Row, written: dict[tuple[int, int, int], str]) -> None:
         assert row.num_tokens > 0
         assert 0 <= row.slot < self._capacity.num_slots
         assert len(set(row.blocks)) == len(row.blocks), "a block twice in one table"
         assert row.start + row.num_tokens <= self._capacity.max_model_len
         inputs = list(row.token_ids)
         if row.feeds_last:
-            owner, token = self._last[row.slot]
+            owner, token = self._last[_slot(row)]
             assert owner == row.seq_id, "the slot's last token is another sequence's"
             inputs.append(token)
         for position, token in enumerate(inputs, start=row.start):
             place = self._place(row, position)
             assert place not in written, "two rows write one place"
             written[place] = row.seq_id
-            self._pool[place[0]][place[1]] = token
+            self._pool[place[:2]][place[2]] = token
 
     def _run(self, row: Row) -> RowResult:
-        read = [self._pool[block][offset] for block, offset in (self._place(row, p) for p in range(_end(row)))]
+        read = [self._pool[place[:2]][place[2]] for place in (self._place(row, p) for p in range(_end(row)))]
         assert None not in read, f"{row.seq_id} reads position {read.index(None)}, which was never written"
         tokens = [token for token in read if token is not None]
         scores = None
@@ -157,16 +160,20 @@ class FakeExecutor:
         if not row.samples or row.task is not Task.GENERATE:
             hidden: Any = tuple(tokens) if row.task is Task.EMBED and row.samples else None
             return RowResult(prompt_logprobs=scores, hidden=hidden)
-        context = edited(tokens, self._history.get(row.slot, []), row.params)
+        context = edited(tokens, self._history.get(_slot(row), []), row.params)
         token = next_token(context, row.params, row.seed, row.output_index, row.banned)
-        self._last[row.slot] = row.seq_id, token
-        self._history.setdefault(row.slot, []).append(token)
+        self._last[_slot(row)] = row.seq_id, token
+        self._history.setdefault(_slot(row), []).append(token)
         wanted = row.params.logprobs
         return RowResult(
             token_id=token,
             logprob=None if wanted is None else score(tokens, token, wanted),
             prompt_logprobs=scores,
         )
+
+
+def _slot(taker: Row | SlotStart) -> tuple[int, int]:
+    return taker.replica, taker.slot
 
 
 def _end(row: Row) -> int:
@@ -208,9 +215,15 @@ class Rig:
 
     engine: Engine
     scheduler: Scheduler
-    store: KVStore
+    stores: list[KVStore]
     executor: FakeExecutor
     clock: VirtualClock
+
+    @property
+    def store(self) -> KVStore:
+        """The only one."""
+        (store,) = self.stores
+        return store
 
     def step(self) -> list[Event]:
         """One step, then the books."""
@@ -234,7 +247,7 @@ class Rig:
     def check_empty(self) -> None:
         """Nothing queued, no block held, no slot taken."""
         assert not self.engine.has_work, "the engine did not come to an end"
-        assert self.scheduler.num_running == self.scheduler.num_waiting == self.store.num_held == 0
+        assert self.scheduler.num_running == self.scheduler.num_waiting == self.scheduler.num_held_blocks == 0
 
 
 def make_engine(
@@ -249,12 +262,14 @@ def make_engine(
     chunked: bool = True,
     caching: bool = True,
     policy: str = "fcfs",
+    num_replicas: int = 1,
     tokenizer: Any = None,
 ) -> Rig:
-    """An engine over a FakeExecutor."""
-    executor = FakeExecutor(num_blocks, block_size, num_slots, max_model_len, rungs)
-    store = KVStore(num_blocks, block_size, caching=caching)
-    scheduler = Scheduler(store, POLICIES[policy](), executor.capacity(), token_budget=budget, chunked=chunked)
+    """An engine over a FakeExecutor. Blocks, slots and budget are those of each replica."""
+    capacity = Capacity(num_blocks, block_size, num_slots, rungs, max_model_len, num_replicas)
+    executor = FakeExecutor(capacity)
+    stores = [KVStore(num_blocks, block_size, caching=caching) for _ in range(num_replicas)]
+    scheduler = Scheduler(stores, POLICIES[policy](), capacity, token_budget=budget, chunked=chunked)
     clock = VirtualClock()
     engine = Engine(
         scheduler,
@@ -265,7 +280,7 @@ def make_engine(
         max_model_len=max_model_len,
         overlap=overlap,
     )
-    return Rig(engine, scheduler, store, executor, clock)
+    return Rig(engine, scheduler, stores, executor, clock)
 
 
 def ask(request_id: str, prompt: Sequence[int], **options: Any) -> Request:

@@ -58,8 +58,8 @@ def of_size(**sizes: int) -> Any:
     return pytest.param({f"{axis}_parallel_size": size for axis, size in sizes.items()}, id=name)
 
 
-FAST = [of_size(tensor=2), of_size(sequence=2, tensor=4)]
-SLOW = [of_size(tensor=4), of_size(tensor=8), of_size(sequence=2), of_size(sequence=4), of_size(sequence=8)]
+FAST = [of_size(tensor=2), of_size(data=2, sequence=2, tensor=2)]
+SLOW = [of_size(tensor=8), of_size(sequence=8), of_size(data=4), of_size(data=8), of_size(sequence=2, tensor=4)]
 
 
 @pytest.mark.parametrize("sizes", FAST)

@@ -126,6 +126,8 @@ CASES = [
     TIGHT | {"num_slots": 4, "budget": 8},
     TIGHT | {"failing": 0.02},
     TIGHT | {"failing": 0.02, "overlap": False},
+    TIGHT | {"num_replicas": 2},
+    TIGHT | {"num_replicas": 3, "policy": "priority", "failing": 0.02},
     {"num_blocks": 200, "block_size": 8, "num_slots": 16, "budget": 48},
 ]
 

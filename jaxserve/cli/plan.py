@@ -102,7 +102,8 @@ def _lines(
 
     where, sizes = plan.room, plan.parallel
     count = f"{where.num_devices} devices" if where.num_devices > 1 else "one device"
-    memory = f"{size_text(where.device_bytes)} {'free for all' if where.is_host else 'each'}"
+    each = "free, of which half is left to others" if where.is_host else "each"
+    memory = f"{size_text(where.device_bytes)} {each}"
     yield f"{model}: {plan.cfg.architecture} in {plan.dtype} on {count} ({where.kind}, {memory})"
     if where.platform == "gpu" and where.kind in {chip.name for chip in CHIPS.values()}:
         yield "  that is what JAX takes of a GPU for a process; XLA_CLIENT_MEM_FRACTION=0.95 raises it from 75 %"
@@ -136,10 +137,9 @@ def _lines(
 
 
 def _rows(plan: "Plan") -> Iterator[tuple[str, int, str]]:
-    tokens = max(rung.tokens for rung in plan.ladder)
     yield "weights", plan.needs.weights, ""
     yield "sampler state", plan.needs.sampler, f"{plan.max_num_seqs:,} sequences"
-    yield "activations", plan.needs.activations, f"at most, of a step of {tokens:,} tokens"
+    yield "activations", plan.needs.activations, f"at most, of a step of {plan.step_tokens:,} tokens"
     held = f"{plan.num_blocks:,} blocks of {plan.block_size}: {plan.num_blocks * plan.block_size:,} tokens"
     yield "KV pool", plan.pool_bytes, held + (" of each replica" if plan.parallel.data > 1 else "")
     yield "left", plan.free_bytes - plan.pool_bytes, f"of {size_text(plan.usable_bytes)} that may be used"

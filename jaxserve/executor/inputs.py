@@ -1,8 +1,9 @@
 """StepPlan -> arrays of one rung. Fresh NumPy arrays every time: XLA on CPU may alias them instead of copying."""
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 from flax import struct
 
@@ -27,16 +28,68 @@ class StepInputs(Generic[T]):
     num_wanted: T  # i32[]
 
 
-def make_inputs(plan: StepPlan, rung: Rung, *, table_width: int, num_slots: int, vocab_size: int) -> StepInputs[Any]:
-    """Lay a plan's rows out one after the other and pad to the rung."""
-    counts = [row.num_tokens for row in plan.rows]
+class Place(NamedTuple):
+    """Where the results of a row lie."""
+
+    row: int  # in arrays with an entry for each row
+    score: int  # of its first wanted prompt token, in arrays with an entry for each token
+
+
+def make_inputs(
+    plan: StepPlan, rung: Rung, *, table_width: int, num_slots: int, vocab_size: int, num_replicas: int = 1
+) -> StepInputs[Any]:
+    """Lay each replica's rows out one after the other and pad to the rung.
+
+    The parts of the replicas follow each other along every array's first axis, which is `num_replicas` times as long as
+    the rung says; what is counted inside of a part (tokens, slots, blocks) starts at 0 in each. `num_wanted` is the most
+    of any replica, `wants_logprobs` whether any row of any replica wants them: all replicas take the same branches.
+    """
+    sizes = {"table_width": table_width, "num_slots": num_slots, "vocab_size": vocab_size}
+    parts = [_part(rows, rung, **sizes) for rows in _rows_by_replica(plan, num_replicas)]
+    return parts[0] if num_replicas == 1 else jax.tree.map(_join, *parts)
+
+
+def empty_inputs(
+    rung: Rung, *, table_width: int, num_slots: int, vocab_size: int, num_replicas: int = 1
+) -> StepInputs[Any]:
+    """Inputs of a rung without any row, for compiling it."""
+    sizes = {"table_width": table_width, "num_slots": num_slots, "vocab_size": vocab_size}
+    return make_inputs(StepPlan(index=0, rows=()), rung, **sizes, num_replicas=num_replicas)
+
+
+def places(plan: StepPlan, rung: Rung) -> list[Place]:
+    """For each row, in plan order, where the arrays of `make_inputs`, and what a step makes of them, have it."""
+    used: dict[int, Place] = {}
+    found = []
+    for row in plan.rows:
+        place = used.get(row.replica, Place(row.replica * rung.rows, row.replica * rung.tokens))
+        num_wanted = sum(target >= 0 for target in row.logprob_targets or ())
+        used[row.replica] = Place(place.row + 1, place.score + num_wanted)
+        found.append(place)
+    return found
+
+
+def _rows_by_replica(plan: StepPlan, num_replicas: int) -> list[list[Row]]:
+    parts = [[] for _ in range(num_replicas)]
+    for row in plan.rows:
+        parts[row.replica].append(row)
+    return parts
+
+
+def _join(*parts: np.ndarray) -> np.ndarray:
+    return np.concatenate(parts) if parts[0].ndim else np.max(parts)
+
+
+def _part(rows: list[Row], rung: Rung, *, table_width: int, num_slots: int, vocab_size: int) -> StepInputs[Any]:
+    """One replica's part."""
+    counts = [row.num_tokens for row in rows]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     ids_t = np.zeros(rung.tokens, np.int32)
     feed_t = np.full(rung.tokens, num_slots, np.int32)
     kv_len_s = np.zeros(rung.rows, np.int32)
     table_sm = np.zeros((rung.rows, table_width), np.int32)
     wanted_t, target_t, num_wanted = np.zeros(rung.tokens, np.int32), np.zeros(rung.tokens, np.int32), 0
-    for index, row in enumerate(plan.rows):
+    for index, row in enumerate(rows):
         begin, count = starts[index], counts[index]
         ids_t[begin : begin + len(row.token_ids)] = row.token_ids
         if row.feeds_last:
@@ -56,22 +109,17 @@ def make_inputs(plan: StepPlan, rung: Rung, *, table_width: int, num_slots: int,
             kv_len_s=kv_len_s,
             table_sm=table_sm,
             max_q_len=1 if rung.decode_only else None,
+            scheme=rung.scheme,
         ),
         feed_t=feed_t,
-        sampling=_sampling(plan.rows, rung.rows, num_slots, vocab_size),
+        sampling=_sampling(rows, rung.rows, num_slots, vocab_size),
         wanted_t=wanted_t,
         target_t=target_t,
         num_wanted=np.int32(num_wanted),
     )
 
 
-def empty_inputs(rung: Rung, *, table_width: int, num_slots: int, vocab_size: int) -> StepInputs[Any]:
-    """Inputs of a rung without any row, for compiling it."""
-    nothing = StepPlan(index=0, rows=())
-    return make_inputs(nothing, rung, table_width=table_width, num_slots=num_slots, vocab_size=vocab_size)
-
-
-def _sampling(rows: tuple[Row, ...], size: int, num_slots: int, vocab_size: int) -> SamplingInputs[Any]:
+def _sampling(rows: list[Row], size: int, num_slots: int, vocab_size: int) -> SamplingInputs[Any]:
     def column(default: float, dtype: type, value: Callable[[Row], float]) -> np.ndarray:
         array = np.full(size, default, dtype)
         array[: len(rows)] = [value(row) for row in rows]

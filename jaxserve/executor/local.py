@@ -8,16 +8,16 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxserve.executor.compiles import count_compiles
 from jaxserve.executor.failure import explain
-from jaxserve.executor.inputs import empty_inputs, make_inputs
+from jaxserve.executor.inputs import empty_inputs, make_inputs, places
 from jaxserve.executor.ladder import Rung, fit
 from jaxserve.executor.program import DeviceState, StepOutputs, jit_copy, jit_start, jit_step, shardings
+from jaxserve.models.batch import TokenBatch
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import ModelFamily
 from jaxserve.pallas_kernels.ragged_paged_attention import checks
@@ -54,14 +54,20 @@ class LocalExecutor:
         mesh: Mesh | None = None,
     ):
         """`params` lie on the mesh; `empty_state` makes arrays for all of its replicas."""
-        self._cfg, self._params, self._ladder = cfg, params, ladder
+        self._params, self._ladder = params, ladder
         self._num_replicas = 1 if mesh is None else mesh.shape["data"]
         shapes = jax.eval_shape(empty_state)
         self._empty_state = jax.jit(empty_state, out_shardings=shardings(shapes, mesh))
         self._state = self._empty_state()
         self._max_model_len = max_model_len
         self._num_slots = self._state.sampler.last_r.shape[0] // self._num_replicas
-        self._table_width = -(-max_model_len // self._state.kv.block_size)
+        self._num_blocks = self._state.kv.num_blocks // self._num_replicas
+        self._sizes = {
+            "table_width": -(-max_model_len // self._state.kv.block_size),
+            "num_slots": self._num_slots,
+            "vocab_size": self._state.sampler.counts_rv.shape[1],
+            "num_replicas": self._num_replicas,
+        }
         self._jitted_step = jit_step(family, cfg, attention_backend, params, shapes, mesh)
         self._jitted_copy = jit_copy(shapes, mesh)
         self._jitted_start = jit_start(shapes, mesh)
@@ -71,17 +77,18 @@ class LocalExecutor:
     def capacity(self) -> Capacity:
         """Pool, slots and compiled step sizes."""
         return Capacity(
-            num_blocks=self._state.kv.num_blocks,
+            num_blocks=self._num_blocks,
             block_size=self._state.kv.block_size,
             num_slots=self._num_slots,
             token_rungs=tuple(sorted({rung.tokens for rung in self._ladder if not rung.decode_only})),
             max_model_len=self._max_model_len,
+            num_replicas=self._num_replicas,
         )
 
     def warm_up(self, *, progress: bool) -> None:
         """Compile everything that can ever run, so that nothing compiles later."""
         jobs: dict[Any, Callable[[], Any]] = {rung: partial(self._lower, rung) for rung in self._ladder}
-        pairs = jnp.zeros(_COPIES, jnp.int32)
+        pairs = np.zeros(self._num_replicas * _COPIES, np.int32)
         jobs["copy"] = lambda: self._jitted_copy.lower(self._state.kv, pairs, pairs)
         jobs["start"] = lambda: self._jitted_start.lower(
             self._state.sampler, *_history_chunk(0, True, 0.0, (), (), (), 0)
@@ -100,24 +107,10 @@ class LocalExecutor:
 
         With JAX's debug checks on, raises ValueError for a plan that points outside of the pool, before anything runs.
         """
-        rung = fit(self._ladder, plan.num_tokens, len(plan.rows))
-        inputs = make_inputs(
-            plan,
-            rung,
-            table_width=self._table_width,
-            num_slots=self._num_slots,
-            vocab_size=self._cfg.vocab_size,
-        )
+        rung = fit(self._ladder, plan.loads)
+        inputs = make_inputs(plan, rung, **self._sizes)
         if checks.wanted():
-            batch, kv = inputs.batch, self._state.kv
-            checks.check_rows(
-                batch.table_sm,
-                batch.q_start_s,
-                batch.kv_len_s,
-                num_tokens=rung.tokens,
-                num_pages=kv.num_blocks,
-                page_size=kv.block_size,
-            )
+            self._check_rows(inputs.batch, rung)
         with self._losing_state_on_failure(plan):
             if self._state.kv.pages_pkbd.is_deleted():  # by a step that failed
                 self._state = self._empty_state()
@@ -145,38 +138,49 @@ class LocalExecutor:
             raise explain(error, plan) from error
 
     def _fetch_result(self, pending: Pending) -> StepResult:
-        rows, outputs = pending.plan.rows, pending.outputs
+        plan, rung, outputs = pending.plan, pending.rung, pending.outputs
         tokens = np.asarray(outputs.token_s).tolist()
-        wants_logprobs = any(row.samples and row.params.logprobs is not None for row in rows)
+        wants_logprobs = any(row.samples and row.params.logprobs is not None for row in plan.rows)
         sampled = _fetch(outputs.logprobs) if wants_logprobs else None
-        prompt = _fetch(outputs.prompt) if any(row.logprob_targets for row in rows) else None
-        hidden = np.asarray(outputs.hidden_se) if any(row.task is Task.EMBED for row in rows) else None
-        results, position = [], 0
-        for index, row in enumerate(rows):
-            scores = None
-            if row.logprob_targets and prompt is not None:
-                scores, position = _prompt_scores(row, prompt, position)
+        prompt = _fetch(outputs.prompt) if any(row.logprob_targets for row in plan.rows) else None
+        hidden = np.asarray(outputs.hidden_se) if any(row.task is Task.EMBED for row in plan.rows) else None
+        results = []
+        for row, place in zip(plan.rows, places(plan, rung), strict=True):
+            token = tokens[place.row]
             wants = sampled is not None and row.samples and row.params.logprobs is not None
             results.append(
                 RowResult(
-                    token_id=tokens[index] if row.samples else None,
-                    logprob=_logprob(sampled, index, tokens[index], row.params.logprobs or 0) if wants else None,
-                    prompt_logprobs=scores,
-                    hidden=hidden[index].copy() if hidden is not None and row.task is Task.EMBED else None,
+                    token_id=token if row.samples else None,
+                    logprob=_logprob(sampled, place.row, token, row.params.logprobs or 0) if wants else None,
+                    prompt_logprobs=_prompt_scores(row, prompt, place.score) if row.logprob_targets else None,
+                    hidden=hidden[place.row].copy() if hidden is not None and row.task is Task.EMBED else None,
                 )
             )
-        return StepResult(rows=tuple(results), padded_tokens=pending.rung.tokens - pending.plan.num_tokens)
+        return StepResult(rows=tuple(results), padded_tokens=self._num_replicas * rung.tokens - plan.num_tokens)
+
+    def _check_rows(self, batch: TokenBatch[Any], rung: Rung) -> None:
+        def parts(array: np.ndarray) -> list[np.ndarray]:
+            return np.split(array, self._num_replicas)
+
+        for rows in zip(parts(batch.table_sm), parts(batch.q_start_s), parts(batch.kv_len_s), strict=True):
+            checks.check_rows(
+                *rows, num_tokens=rung.tokens, num_pages=self._num_blocks, page_size=self._state.kv.block_size
+            )
 
     def _lower(self, rung: Rung) -> Any:
-        sizes = {"table_width": self._table_width, "num_slots": self._num_slots, "vocab_size": self._cfg.vocab_size}
-        return self._jitted_step.lower(self._params, self._state, empty_inputs(rung, **sizes))
+        return self._jitted_step.lower(self._params, self._state, empty_inputs(rung, **self._sizes))
 
     def _copy_blocks(self, copies: tuple[BlockCopy, ...]) -> None:
-        for begin in range(0, len(copies), _COPIES):
-            some = copies[begin : begin + _COPIES]
-            source, target = np.zeros(_COPIES, np.int32), np.full(_COPIES, self._state.kv.num_blocks, np.int32)
-            source[: len(some)], target[: len(some)] = [c.source for c in some], [c.target for c in some]
-            kv = self._compiled["copy"](self._state.kv, source, target)
+        """Each call copies up to `_COPIES` blocks of every replica; unused pairs point past the pool."""
+        left = [[copy for copy in copies if copy.replica == replica] for replica in range(self._num_replicas)]
+        while any(left):
+            source = np.zeros((self._num_replicas, _COPIES), np.int32)
+            target = np.full((self._num_replicas, _COPIES), self._num_blocks, np.int32)
+            for replica, some in enumerate(left):
+                for index, copy in enumerate(some[:_COPIES]):
+                    source[replica, index], target[replica, index] = copy.source, copy.target
+            left = [some[_COPIES:] for some in left]
+            kv = self._compiled["copy"](self._state.kv, source.reshape(-1), target.reshape(-1))
             self._state = self._state._replace(kv=kv)
 
     def _start_slot(self, start: SlotStart) -> None:
@@ -189,13 +193,13 @@ class LocalExecutor:
         for begin in range(0, longest, _HISTORY):
             part = slice(begin, begin + _HISTORY)
             chunk = _history_chunk(
-                start.slot,
+                start.replica * self._num_slots + start.slot,
                 begin == 0,
                 floor,
                 start.prompt_token_ids[part],
                 start.output_token_ids[part],
                 pairs[part],
-                self._cfg.vocab_size,
+                self._sizes["vocab_size"],
             )
             self._state = self._state._replace(sampler=self._compiled["start"](self._state.sampler, *chunk))
 
@@ -245,8 +249,8 @@ def _logprob(logprobs: Logprobs | None, index: int, token_id: int, count: int) -
     )
 
 
-def _prompt_scores(row: Row, prompt: Logprobs, position: int) -> tuple[tuple[TokenLogprob | None, ...], int]:
-    """Scores of one row's targets; `position` runs through the step's wanted entries."""
+def _prompt_scores(row: Row, prompt: Logprobs | None, position: int) -> tuple[TokenLogprob | None, ...]:
+    """Scores of one row's targets; the wanted ones lie from `position` on."""
     scores: list[TokenLogprob | None] = []
     for target in row.logprob_targets or ():
         if target < 0:
@@ -254,4 +258,4 @@ def _prompt_scores(row: Row, prompt: Logprobs, position: int) -> tuple[tuple[Tok
             continue
         scores.append(_logprob(prompt, position, target, row.params.prompt_logprobs or 0))
         position += 1
-    return tuple(scores), position
+    return tuple(scores)

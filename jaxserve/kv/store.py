@@ -6,7 +6,7 @@ Only full blocks whose tokens are known are ever put in the tree, so a shared bl
 """
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from jaxserve.errors import InvariantError
 from jaxserve.kv.evict import least_recently_used
@@ -29,7 +29,7 @@ class _Table:
 
 
 class KVStore:
-    """Reference-counted blocks, a table per sequence, and a prefix tree over full blocks."""
+    """Reference-counted blocks, a table per sequence, and a prefix tree over full blocks. Each replica has its own."""
 
     def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True, order: Order = least_recently_used):
         self.num_blocks = num_blocks
@@ -54,6 +54,11 @@ class KVStore:
         """Blocks in some sequence's table."""
         return self.num_blocks - self.num_available
 
+    @property
+    def seq_ids(self) -> Set[str]:
+        """Who has a table."""
+        return self._tables.keys()
+
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens need."""
         return -(-num_tokens // self.block_size)
@@ -61,6 +66,10 @@ class KVStore:
     def table(self, seq_id: str) -> Sequence[int]:
         """The blocks of a sequence. A view: copy it to keep it."""
         return self._tables[seq_id].blocks
+
+    def cached(self, tokens: Sequence[int], namespace: str = "", *, limit: int) -> int:
+        """How many tokens `open` would find. Neither a use of them nor a change."""
+        return len(self._match(tokens, namespace, limit)) * self.block_size
 
     def open(self, seq_id: str, tokens: Sequence[int], namespace: str = "", *, limit: int) -> int:
         """Start a table with the longest cached prefix of `tokens`, at most `limit` tokens; returns its length.
@@ -70,7 +79,7 @@ class KVStore:
         if seq_id in self._tables:
             raise AssertionError(f"{seq_id} already has a table")
         table = self._tables[seq_id] = _Table(namespace)
-        for node in self._tree.match(namespace, tokens, min(limit, len(tokens))) if self._caching else ():
+        for node in self._match(tokens, namespace, limit):
             self._hold(node.block)
             table.blocks.append(node.block)
             table.tail = node
@@ -180,6 +189,9 @@ class KVStore:
                 and not self._holders[parent.block]
             ):
                 raise InvariantError(f"block {node.block} is held but its prefix block {parent.block} is not")
+
+    def _match(self, tokens: Sequence[int], namespace: str, limit: int) -> list[Node]:
+        return self._tree.match(namespace, tokens, min(limit, len(tokens))) if self._caching else []
 
     def _node_at(self, table: _Table, num_blocks: int) -> Node | None:
         """The tree node of a table's `num_blocks`-th registered block, by walking up from its tail."""

@@ -1,13 +1,14 @@
 """The memory plan: from options, config.json and the room on the devices to sizes of everything, before a weight is read."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxserve.config import MAX_NUM_SEQS, EngineConfig
 from jaxserve.errors import CheckpointError, ConfigError
-from jaxserve.executor.ladder import Rung, build_ladder
+from jaxserve.executor.ladder import build_ladder
 from jaxserve.memory.needs import Needs, activation_bytes, needs_of, sampler_bytes
 from jaxserve.memory.room import Room, size_text
 from jaxserve.models.config import ModelConfig
@@ -30,7 +31,7 @@ class Plan:
     max_model_len: int
     max_num_seqs: int
     token_budget: int
-    ladder: tuple[Rung, ...]
+    step_tokens: int  # the most of a step
     needs: Needs
     usable_bytes: int
     block_size: int
@@ -66,7 +67,7 @@ class Plan:
         return fewest
 
     def _bytes_for(self, num_seqs: int, context: int) -> int:
-        tokens, itemsize = max(self.token_budget, num_seqs), self.dtype.itemsize
+        tokens, itemsize = max(self.step_tokens, num_seqs), self.dtype.itemsize
         return (
             self.needs.weights
             + sampler_bytes(self.cfg, num_seqs, self.parallel)
@@ -88,16 +89,17 @@ def lay_out(config: EngineConfig, cfg: ModelConfig, room: Room, parallel: Parall
     cfg = cfg.for_shards(*(parallel.num_shards(axis) for axis in ("heads", "pool_heads", "experts")))
     check_count(parallel, room.num_devices, room.kind, room.platform)
     max_model_len = _max_model_len(config, cfg)
-    token_budget = _token_budget(config, max_model_len, room.platform)
+    token_budget = _token_budget(config, max_model_len, parallel, room.platform)
+    family, specs = _family(cfg)
     cfg = dataclasses.replace(cfg, rope=dataclasses.replace(cfg.rope, length=max_model_len))
-    family, ladder = family_of(cfg), build_ladder(config.max_num_seqs, token_budget, parallel.sequence)
-    specs = family.abstract(cfg)
+    ladder = build_ladder(config.max_num_seqs, token_budget, parallel.sequence)
+    step_tokens = max(rung.tokens for rung in ladder)
     needs = needs_of(
         cfg,
         specs,
         parallel,
         dtype,
-        num_tokens=max(rung.tokens for rung in ladder),
+        num_tokens=step_tokens,
         num_rows=max(rung.rows for rung in ladder),
         num_slots=config.max_num_seqs,
         device_kind=room.kind,
@@ -113,7 +115,7 @@ def lay_out(config: EngineConfig, cfg: ModelConfig, room: Room, parallel: Parall
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         token_budget=token_budget,
-        ladder=ladder,
+        step_tokens=step_tokens,
         needs=needs,
         usable_bytes=room.usable(config.memory_utilization, parallel.num_devices),
         block_size=config.block_size,
@@ -121,6 +123,13 @@ def lay_out(config: EngineConfig, cfg: ModelConfig, room: Room, parallel: Parall
         num_blocks=0,
     )
     return _with_pool(plan, config)
+
+
+@functools.lru_cache(maxsize=32)
+def _family(cfg: ModelConfig) -> tuple[ModelFamily, Any]:
+    """The model's functions and weights. Kept, because most sizes of a mesh share them."""
+    family = family_of(cfg)
+    return family, family.abstract(cfg)
 
 
 def _with_pool(plan: Plan, config: EngineConfig) -> Plan:
@@ -217,8 +226,8 @@ def _max_model_len(config: EngineConfig, cfg: ModelConfig) -> int:
     return wanted
 
 
-def _token_budget(config: EngineConfig, max_model_len: int, platform: str) -> int:
-    default = 512 if platform == "cpu" else 2048
+def _token_budget(config: EngineConfig, max_model_len: int, parallel: Parallel, platform: str) -> int:
+    default = (512 if platform == "cpu" else 2048) * parallel.sequence
     if config.enable_chunked_prefill:
         return config.max_num_batched_tokens or default
     # A whole prompt must fit beside the decodes, which are never left out, or it could wait for ever.

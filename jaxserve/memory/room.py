@@ -59,7 +59,7 @@ def of_chip(chip: str, num_devices: int, device_bytes: int | None = None) -> Roo
 
 def of_size(device_bytes: int, num_devices: int) -> Room:
     """Devices of which nothing is known but their memory; planned for as GPUs are."""
-    return Room(kind="any device", platform="gpu", num_devices=num_devices, device_bytes=device_bytes)
+    return Room(kind="a device", platform="gpu", num_devices=num_devices, device_bytes=device_bytes)
 
 
 def of_this_machine() -> Room:

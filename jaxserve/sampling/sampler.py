@@ -227,7 +227,8 @@ def prompt_logprobs(
         )
         return jax.tree.map(lambda o, p: jax.lax.dynamic_update_slice_in_dim(o, p, begin, axis=0), out, part)
 
-    return jax.lax.fori_loop(0, (num_wanted + chunk - 1) // chunk, one_chunk, _no_logprobs(wanted_t.shape[0]))
+    scores = jax.lax.fori_loop(0, (num_wanted + chunk - 1) // chunk, one_chunk, _no_logprobs(wanted_t.shape[0]))
+    return jax.tree.map(lambda x: x[:num_tokens], scores)
 
 
 def _argmax(logits_sv: Float[Array, "s v"]) -> Int[Array, " s"]:

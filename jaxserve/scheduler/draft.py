@@ -1,4 +1,4 @@
-"""A step while it is being put together, and the row it becomes."""
+"""One replica's part of a step while it is being put together, and the rows it becomes."""
 
 import dataclasses
 from collections.abc import Sequence as Seq
@@ -19,7 +19,7 @@ class Draft:
     entries: list[tuple[Sequence, int]] = dataclasses.field(default_factory=list)
     copies: list[BlockCopy] = dataclasses.field(default_factory=list)
     starts: list[SlotStart] = dataclasses.field(default_factory=list)
-    preempted: bool = False
+    is_closed: bool = False  # whether nobody may be admitted any more: who was preempted, or found no room, goes first
 
     @property
     def num_tokens(self) -> int:
@@ -31,21 +31,39 @@ class Draft:
         """Tokens that may still be drafted; not negative, although decodes are never dropped for the budget."""
         return max(self.budget - self.num_tokens, 0)
 
+    @property
+    def may_admit(self) -> bool:
+        """Whether a waiting sequence may join."""
+        return self.budget_left > 0 and not self.is_closed
+
     def add(self, sequence: Sequence, count: int) -> None:
         """Draft tokens of a sequence."""
         self.entries.append((sequence, count))
 
-    def trim(self, rungs: Seq[int]) -> None:
-        """Shorten the last prompt chunk to a compiled step size, where computing the rest later costs less than padding."""
-        if not self.entries or self.entries[-1][1] <= 1:
-            return
-        sequence, count = self.entries[-1]
-        excess = self.num_tokens - max((r for r in rungs if r < self.num_tokens), default=0)
-        if not 0 < excess < count:
-            return
-        below = self.num_tokens - excess
-        if below + _STEP_COST_TOKENS + _cost(excess, rungs) < _rung(self.num_tokens, rungs):
-            self.entries[-1] = (sequence, count - excess)
+    def can_shed(self, count: int) -> bool:
+        """Whether the last prompt chunk is longer than `count` tokens."""
+        return bool(self.entries) and self.entries[-1][1] > count
+
+    def shed(self, count: int) -> None:
+        """Shorten the last prompt chunk."""
+        sequence, drafted = self.entries[-1]
+        self.entries[-1] = (sequence, drafted - count)
+
+
+def trim(drafts: Seq[Draft], rungs: Seq[int]) -> None:
+    """Shorten last prompt chunks to a compiled step size, where computing the rest later costs less than padding.
+
+    All replicas run the size that the fullest one needs, so all that are above the next smaller size shed what is above
+    it, or none does. What they shed is computed in one step, too: it costs what the longest rest costs.
+    """
+    most = max(draft.num_tokens for draft in drafts)
+    below = max((r for r in rungs if r < most), default=0)
+    above = [(draft, draft.num_tokens - below) for draft in drafts if draft.num_tokens > below]
+    if not all(draft.can_shed(excess) for draft, excess in above):
+        return
+    if below + _STEP_COST_TOKENS + _cost(most - below, rungs) < _rung(most, rungs):
+        for draft, excess in above:
+            draft.shed(excess)
 
 
 def _rung(num_tokens: int, rungs: Seq[int]) -> int:
@@ -74,6 +92,7 @@ def make_row(sequence: Sequence, count: int, table: Seq[int]) -> Row:
     return Row(
         seq_id=sequence.seq_id,
         epoch=sequence.epoch,
+        replica=sequence.replica,
         slot=sequence.slot,
         start=start,
         token_ids=known,

@@ -29,6 +29,7 @@ class Sequence:
     num_computed: int = 0  # tokens whose keys and values are, or are being, written
     num_pending: int = 0  # tokens sampled by a step whose result is not here yet
     state: State = State.WAITING
+    replica: int = 0  # of the weights; where it runs, or ran last
     slot: int = -1
     epoch: int = 0
     num_scored: int = 0  # prompt positions whose log-probabilities are computed, or are being

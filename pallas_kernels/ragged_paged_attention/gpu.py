@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxserve.pallas_kernels.platform import compute_capability
 from jaxserve.pallas_kernels.ragged_paged_attention import tuned
 from jaxserve.pallas_kernels.ragged_paged_attention.gpu_attend import TILE_ROWS, WORKER_ROWS, Shape, attend_tiles
-from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
+from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, to_pool
 from jaxserve.pallas_kernels.ragged_paged_attention.tiles import tiles
 from jaxserve.pallas_kernels.ragged_paged_attention.xla import write
 
@@ -24,7 +24,7 @@ def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options:
     """See `op.ragged_paged_attention`."""
     _refuse(q_tnh, pages_pkbd, extras, options)
     num_tokens, num_heads, _ = q_tnh.shape
-    pages = write(pages_pkbd, k_tkh, v_tkh, rows, extras, options)
+    pages = write(pages_pkbd, to_pool(k_tkh, v_tkh, options.kv_dtype, extras.kv_scale_2k), rows)
     out_tnh, lse_tn = _decode(q_tnh, pages, rows, options)
     if options.max_q_len != 1:
         is_decode_t = (rows.q_len_s == 1)[rows.of_token(num_tokens)]

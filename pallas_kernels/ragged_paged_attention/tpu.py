@@ -44,14 +44,20 @@ def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options:
 
 
 def _refuse(q_tnh, pages_pkbd, rows: Rows, options: Options) -> None:
-    if pages_pkbd.dtype != options.kv_dtype:
+    if q_tnh.dtype == jnp.float16:
+        raise NotImplementedError("TPUs have no float16")
+    refuse_pool(pages_pkbd, options.kv_dtype, rows)
+
+
+def refuse_pool(pages_pkbd, kv_dtype: jnp.dtype, rows: Rows) -> None:
+    """Raise NotImplementedError for a pool or a table that the kernels cannot take."""
+    if pages_pkbd.dtype != kv_dtype:
         raise NotImplementedError("not a pool kept as bits")
-    for dtype in (q_tnh.dtype, options.kv_dtype):
-        if dtype == jnp.float16:
-            raise NotImplementedError("TPUs have no float16")
-    size = slots_of_tile(options.kv_dtype)
+    if kv_dtype == jnp.float16:
+        raise NotImplementedError("TPUs have no float16")
+    size = slots_of_tile(kv_dtype)
     if pages_pkbd.shape[2] % size:
-        raise NotImplementedError(f"pages of {options.kv_dtype} must hold a multiple of {size} tokens")
+        raise NotImplementedError(f"pages of {kv_dtype} must hold a multiple of {size} tokens")
     if rows.table_sm.size * 4 > _MAX_TABLE_BYTES:
         raise NotImplementedError(f"a table of {rows.table_sm.shape} does not fit the chip's scalar memory")
 

@@ -58,7 +58,7 @@ def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options:
     num_kv_heads = k_tkh.shape[1]
     group = num_heads // num_kv_heads
     q_tkgh = q_tnh.astype(call.dot_dtype).reshape(num_tokens, num_kv_heads, group, head_size)
-    pages = write(pages_pkbd, k_tkh, v_tkh, rows, extras, options)
+    pages = write(pages_pkbd, to_pool(k_tkh, v_tkh, options.kv_dtype, extras.kv_scale_2k), rows)
     state_tkg, pages = _decode(q_tkgh, pages, call)
     if options.max_q_len != 1:
         state_tkg, pages = _tiles(state_tkg, q_tkgh, pages, call)
@@ -71,17 +71,17 @@ def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options:
     return Attended(out_tkgh.reshape(q_tnh.shape).astype(q_tnh.dtype), pages, lse_tn)
 
 
-def write(pages, k_tkh, v_tkh, rows: Rows, extras: Extras, options: Options):
-    """Put every token's key and value into its slot; padding goes to a page past the pool, and is dropped."""
-    num_tokens, page_size = k_tkh.shape[0], pages.shape[2]
+def write(pages, new_tkd, rows: Rows):
+    """Put every token's key and value, [t k d] as the pool holds them, into its slot. Padding goes to a page past the pool,
+    and is dropped."""
+    num_tokens, page_size = new_tkd.shape[0], pages.shape[2]
     token_t = jnp.arange(num_tokens, dtype=jnp.int32)
     row_t = rows.of_token(num_tokens)
     pos_t = rows.kv_len_s[row_t] - (rows.q_start_s[row_t + 1] - token_t)
     page_t = rows.table_sm[row_t, pos_t // page_size]
     page_t = jnp.where(token_t < rows.q_start_s[-1], page_t, pages.shape[0])
-    kv_tkd = to_pool(k_tkh, v_tkh, options.kv_dtype, extras.kv_scale_2k)
-    kv_tkd = lax.bitcast_convert_type(kv_tkd, pages.dtype)
-    return pages.at[page_t, :, pos_t % page_size, :].set(kv_tkd, mode="drop")
+    bits_tkd = lax.bitcast_convert_type(new_tkd, pages.dtype)
+    return pages.at[page_t, :, pos_t % page_size, :].set(bits_tkd, mode="drop")
 
 
 def _read_chunk(pages, call: _Call, row_w, first_page_w, chunk_pages: int, real_wc):

@@ -57,15 +57,11 @@ def make_step(
     state = jax.tree.map(
         lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), state, shardings(state, mesh)
     )
-    inputs = empty_inputs(rung, table_width=table_width, num_slots=rung.rows, vocab_size=cfg.vocab_size)
-    rows = NamedSharding(mesh, partition(["replica"]))
-
-    def of_all_replicas(x: Any) -> jax.ShapeDtypeStruct:
-        if not x.ndim:
-            return jax.ShapeDtypeStruct((), x.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-        return jax.ShapeDtypeStruct((replicas * x.shape[0], *x.shape[1:]), x.dtype, sharding=rows)
-
-    return Step(jitted, params, state, jax.tree.map(of_all_replicas, inputs))
+    sizes = {"table_width": table_width, "num_slots": rung.rows, "vocab_size": cfg.vocab_size}
+    inputs = empty_inputs(rung, **sizes, num_replicas=replicas)
+    rows, same = NamedSharding(mesh, partition(["replica"])), NamedSharding(mesh, PartitionSpec())
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows if x.ndim else same), inputs)
+    return Step(jitted, params, state, inputs)
 
 
 def smallest_matrix_bytes(specs: Any, parallel: Parallel, dtype: jnp.dtype) -> int:

@@ -50,6 +50,18 @@ def test_a_match_is_whole_blocks_and_within_its_limit():
     assert store.open("s", A[:10], limit=99) == 8
 
 
+def test_asking_what_is_cached_is_no_use_and_no_hold():
+    store = make()
+    fill(store, A)
+    uses = [node.num_uses for node in store._tree.nodes()]
+    for limit in (99, 16, 15, 3, 0):
+        assert store.cached(A, limit=limit) == min(limit, 16) // 4 * 4
+    assert store.cached(A, "other", limit=16) == 0
+    assert [node.num_uses for node in store._tree.nodes()] == uses
+    assert store.num_held == 0
+    assert make(caching=False).cached(A, limit=16) == 0
+
+
 def test_a_match_ends_at_the_first_difference():
     store = make()
     fill(store, A)

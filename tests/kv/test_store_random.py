@@ -29,7 +29,9 @@ class StoreWalk(RuleBasedStateMachine):
     def open(self, tokens, namespace, limit, touches):
         self.count += 1
         name = f"s{self.count}"
+        expected = self.store.cached(tokens, namespace, limit=limit)
         found = self.store.open(name, tokens, namespace, limit=limit)
+        assert found == expected
         if touches:
             self.store.touch(name)
         assert found <= min(limit, len(tokens))
@@ -78,7 +80,7 @@ class StoreWalk(RuleBasedStateMachine):
         assert (copies is None) == (shared % BLOCK > 0 and free == 0)
         if copies is None:
             return
-        for source, target in copies:
+        for source, target, _ in copies:
             self.pool[target] = list(self.pool[source])
         assert len(copies) == (shared % BLOCK > 0)
         self.known[child] = self.known[parent][:shared] + tail

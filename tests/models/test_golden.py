@@ -72,13 +72,13 @@ def test_logits_equal_transformers(case: str, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["llama3", "qwen3", "qwen2_window", "mistral_window"])
-def test_every_chunk_size_gives_the_same_logits(case: str, tmp_path: Path):
+@pytest.mark.parametrize("case", ["qwen3", "qwen2_window"])
+def test_many_step_sizes_give_the_same_logits(case: str, tmp_path: Path):
     golden = np.load(toy.golden_path(case))
     ids = golden["prompt_token_ids"].tolist()
     cfg, params = load(case, tmp_path, len(ids))
     scale = np.abs(golden["logits"]).max()
-    for chunk in range(1, len(ids) + 1):
+    for chunk in (1, 2, 3, BLOCK - 1, BLOCK, BLOCK + 1, len(ids) - 1, len(ids)):  # each compiles its own step
         error = np.abs(prefill(params, cfg, ids, chunk, exact_shape=True) - golden["logits"]).max()
         assert error < TOLERANCE * scale, f"chunks of {chunk}: {error}"
 

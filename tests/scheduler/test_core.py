@@ -218,7 +218,9 @@ def test_waiting_for_room_is_no_use_of_a_cached_prefix():
     rig.run()
 
 
-@pytest.mark.parametrize("options", [{}, {"num_blocks": 17}, {"policy": "priority", "num_blocks": 17}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_blocks": 17}, {"policy": "priority", "num_blocks": 17}, {"num_blocks": 17, "num_replicas": 3}]
+)
 def test_the_same_inputs_give_the_same_plans(options):
     plans = []
     for _ in range(2):
@@ -229,7 +231,7 @@ def test_the_same_inputs_give_the_same_plans(options):
 
 
 @pytest.mark.parametrize("num_blocks", [17, 100])
-def test_answers_do_not_depend_on_overlap_chunking_caching_or_budget(num_blocks):
+def test_answers_do_not_depend_on_overlap_chunking_caching_budget_or_replicas(num_blocks):
     answers = []
     for options in (
         {},
@@ -239,6 +241,8 @@ def test_answers_do_not_depend_on_overlap_chunking_caching_or_budget(num_blocks)
         {"budget": 3},
         {"num_slots": 1},
         {"block_size": 8, "num_blocks": num_blocks // 2},
+        {"num_replicas": 2},
+        {"num_replicas": 4, "num_slots": 2, "chunked": False, "budget": 64},
     ):
         rig = make_engine(**{"num_blocks": num_blocks} | options)
         outputs = drive(rig, traffic(8))

@@ -24,6 +24,8 @@ ENTRY %main (p: f32[64,4]) -> f32[64,4] {
   %async-done = f32[64,4]{1,0} async-done(%async-start), calls=%wrapped
   %all-reduce-start = (bf16[64]{0}, f32[4]{0}) all-reduce-start(%x, %y), channel_id=2, replica_groups={}, to_apply=%add
   %all-reduce-done = (bf16[64]{0}, f32[4]{0}) all-reduce-done(%all-reduce-start)
+  %reduce-scatter-start = ((f32[64,4]{1,0}), f32[16,4]{1,0}) reduce-scatter-start(%p), channel_id=5, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, to_apply=%add, backend_config={"collective_backend_config":{"is_sync":true}}
+  %reduce-scatter-done = f32[16,4]{1,0} reduce-scatter-done(%reduce-scatter-start)
   ROOT %add.1 = f32[64,4]{1,0} add(%fusion.2, %async-done)
 }
 """  # noqa: E501
@@ -130,6 +132,8 @@ def test_reads_starts_and_dones_of_gpus():
     assert (gathered.is_async, gathered.between) == (True, 1)
     exchanged = read["all-to-all"]
     assert (exchanged.count, exchanged.sent_bytes, exchanged.is_async, exchanged.between) == (1, 768, True, 2)
+    scattered = read["reduce-scatter"]
+    assert (scattered.result_bytes, scattered.sent_bytes, scattered.is_async) == (256, 768, False)
     reduced = read["all-reduce"]
     assert reduced.groups == (tuple(range(8)),)
     assert (reduced.result_bytes, reduced.sent_bytes, reduced.between) == (144, 252, 0)
@@ -148,6 +152,7 @@ def test_groups_of_one_send_nothing():
     assert totals(collectives(GPU.replace("=[2,4]<=[8]", "={{0},{1},{2},{3},{4},{5},{6},{7}}"))).keys() == {
         "all-gather",
         "all-reduce",
+        "reduce-scatter",
     }
 
 

@@ -1,0 +1,37 @@
+"""Which replica a waiting sequence goes to. A pure rule over numbers.
+
+All replicas run one step together, so a step costs what the fullest of them needs, and an uneven load is paid for by
+all. A cached prefix is worth the tokens that need not be fed, and no more.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# A replica is clearly fuller than another when it runs more sequences by over this share of its slots.
+_CLEARLY = 1 / 4
+
+
+class Offer(NamedTuple):
+    """What a replica with a free slot has for one waiting sequence."""
+
+    replica: int
+    num_running: int  # sequences that run there
+    num_ahead: int  # prompt tokens that are fed there before those of the sequence
+    num_cached: int  # tokens of the sequence that need not be fed there
+
+
+def rank(offers: Sequence[Offer], num_slots: int) -> list[Offer]:
+    """Offers, best first.
+
+    Where the most tokens are cached, unless that replica is clearly fuller: when the sequence would wait there for more
+    prompt tokens of others than it is spared, or when more sequences run there by over a quarter of the slots. So a
+    prefix that all requests share spreads to all replicas, one by one. Of equals the one with fewer sequences, then
+    the first.
+    """
+    fewest = min(offer.num_running for offer in offers)
+
+    def key(offer: Offer) -> tuple[bool, int, int, int]:
+        is_fuller = offer.num_running - fewest > num_slots * _CLEARLY
+        return is_fuller, offer.num_ahead - offer.num_cached, offer.num_running, offer.replica
+
+    return sorted(offers, key=key)
