@@ -143,8 +143,8 @@ def complaints(facts: dict[str, Any]) -> list[str]:
     """What is wrong with a compiled step."""
     needs = facts["arguments"] + facts["results"] + facts["temp"]
     said = [f"moves an array of a weight's size: {text}" for text in facts["unwanted"]]
-    if needs > facts["hbm"] * UTILIZATION:
-        said.append(f"needs {needs / 1e9:.2f} GB, more than {UTILIZATION:.0%} of {facts['hbm'] / 1e9:.2f} GB")
+    if needs > facts["hbm"]:
+        said.append(f"needs {needs / 1e9:.2f} GB of {facts['hbm'] / 1e9:.2f} GB")
     if facts["aliased"] < facts["pool"]:
         said.append("copies the pool")
     if not facts["kernels"]:
