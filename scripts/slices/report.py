@@ -31,10 +31,11 @@ heads) stands in for its latent attention, softmax for its routing by sigmoid.
 | column | |
 |---|---|
 | weights, pool GB | planned before anything is compiled |
-| step MB | what a step holds besides its arguments (logits, activations, results), planned and by the compiler |
+| step MB | what a step holds besides its arguments (logits, activations, results): planned for the larger step, and by the \
+compiler for this one |
 | HBM GB | all of it (weights, pool, sampler state, inputs, step), planned and by the compiler; usable: all that a program \
 may have |
-| per layer | collectives of a layer. All layers are alike, but for the last one of a mixed step of a dense model, which \
+| per layer | collectives of a layer. All layers are alike, but for the last one of a mixed step, which \
 has a branch for all tokens and one for the last of each row |
 | layer KB | the results of these collectives, and in brackets what a device sends for them: of an all-reduce over n \
 devices 2 (n - 1) / n of its size |
@@ -57,55 +58,66 @@ def compile_one(slice_name: str, model: str, rung_name: str) -> None:
     from jaxserve.memory.room import of_chip
     from jaxserve.models.config import from_hf
     from jaxserve.pallas_kernels.ahead_of_time import compile_on, slice_devices
-    from jaxserve.sharding.hlo import collectives, totals
     from jaxserve.sharding.mesh import make_mesh
-    from slices import step, traffic
+    from slices import step
 
     case = case_of(slice_name, model)
     devices, parallel = slice_devices(case.topology), case.parallel
     plan = lay_out(CONFIG, from_hf(case.config), of_chip(case.topology.split(":")[0], len(devices)), parallel)
     if plan.problem:
         raise SystemExit(plan.problem)
-    cfg, mesh = plan.cfg, make_mesh(parallel, devices)
     rung = {"decode": Rung(ROWS, ROWS, True), "mixed": Rung(TOKENS, ROWS, False)}[rung_name]
-    table = LENGTH // plan.block_size
-    made = step.make_step(cfg, parallel, mesh, rung, plan.num_blocks, plan.dtype, table)
+    mesh, table = make_mesh(parallel, devices), LENGTH // plan.block_size
+    made = step.make_step(plan.cfg, parallel, mesh, rung, plan.num_blocks, plan.dtype, table)
     begin = time.perf_counter()
     program = compile_on(mesh, made.jitted, *made.args)
     compile_s = time.perf_counter() - begin
-    memory, found = program.compiled.memory_analysis(), collectives(program.text)
-    parts = traffic.by_part(found)
-    layers = [parts[f"layer{i}"] for i in range(cfg.num_layers)]
-    regular = layers if rung_name == "decode" else layers[:-1]
-    if any(totals(layer) != totals(layers[0]) for layer in regular):
-        raise SystemExit(f"the layers are not alike: {[totals(layer) for layer in layers]}")
-    others = [one for name, part in parts.items() if not name.startswith("layer") for one in part]
-    unwanted = traffic.moved_arrays(found, step.smallest_matrix_bytes(plan.specs, parallel, plan.dtype))
-    facts = {
-        "num_layers": cfg.num_layers,
+    memory = program.compiled.memory_analysis()
+    planned = {
         "weights": plan.needs.weights,
         "pool": plan.pool_bytes,
         "sampler": plan.needs.sampler,
         "activations": plan.needs.activations,
         "hbm": plan.room.device_bytes,
+    }
+    compiled = {
         "arguments": memory.argument_size_in_bytes,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,
         "temp": memory.temp_size_in_bytes,
-        "code": memory.generated_code_size_in_bytes,
+        "kernels": program.text.count('custom_call_target="tpu_custom_call"'),
+        "compile_s": compile_s,
+    }
+    smallest = step.smallest_matrix_bytes(plan.specs, parallel, plan.dtype)
+    print(json.dumps(planned | compiled | _traffic(program.text, plan.cfg.num_layers, rung_name, smallest)))
+
+
+def _traffic(text: str, num_layers: int, rung_name: str, smallest: int) -> dict[str, Any]:
+    """What devices tell each other. `smallest`: bytes of a weight, which nothing that is handed on may have."""
+    from jaxserve.sharding.hlo import collectives, totals
+    from slices import traffic
+
+    found = collectives(text)
+    parts = traffic.by_part(found)
+    layers = [parts[f"layer{i}"] for i in range(num_layers)]
+    if any(totals(layer) != totals(layers[0]) for layer in (layers if rung_name == "decode" else layers[:-1])):
+        raise SystemExit(f"the layers are not alike: {[totals(layer) for layer in layers]}")
+    others = [one for name, part in parts.items() if not name.startswith("layer") for one in part]
+    moved = traffic.moved_arrays(found, 0)
+    return {
+        "num_layers": num_layers,
         "layer": {kind: count for kind, (count, _) in totals(layers[0]).items()},
         "layer_results": sum(one.count * one.result_bytes for one in layers[0]),
         "layer_sent": sum(sent for _, sent in totals(layers[0]).values()),
         "step": totals(found),
         "others": sum(one.count for one in others),
         "largest_other": max(one.result_bytes for one in others),
-        "largest_moved": max((one.result_bytes for one in traffic.moved_arrays(found, 0)), default=0),
+        "largest_moved": max((one.result_bytes for one in moved), default=0),
         "async": sum(one.is_async for one in found),
-        "unwanted": [f"{one.kind} {one.name} of {one.result_bytes} bytes" for one in unwanted],
-        "compile_s": compile_s,
-        "kernels": program.text.count('custom_call_target="tpu_custom_call"'),
+        "unwanted": [
+            f"{one.kind} {one.name} of {one.result_bytes} bytes" for one in moved if one.result_bytes >= smallest
+        ],
     }
-    print(json.dumps(facts))
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,13 @@ TINY = {
     "vocab_size": 1024,
     "max_position_embeddings": 256,
 }
+EXPERTS = TINY | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "norm_topk_prob": True,
+}
 EMBED, LAYERS = TINY["hidden_size"], TINY["num_hidden_layers"]
 DECODE, MIXED = Rung(8, 8, True), Rung(16, 4, False)
 TENSOR_2 = Parallel(tensor=2)
@@ -48,8 +56,9 @@ TENSOR_2 = Parallel(tensor=2)
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def make(parallel: Parallel, rung: Rung) -> step.Step:
-    cfg = from_hf(TINY).for_shards(parallel.num_shards("heads"), parallel.num_shards("pool_heads"))
+def make(parallel: Parallel, rung: Rung, config: dict[str, Any] = TINY) -> step.Step:
+    shards = (parallel.num_shards(axis) for axis in ("heads", "pool_heads", "experts"))
+    cfg = from_hf(config).for_shards(*shards)
     return step.make_step(cfg, parallel, make_mesh(parallel), rung, num_blocks=256, dtype=F32, table_width=8)
 
 
@@ -102,6 +111,21 @@ def test_a_layer_sums_twice(parallel: Parallel):
     assert set(parts) == {"sample", "prompt_logprobs"}
     likeliest = DECODE.rows * MAX_LOGPROBS * shards * F32.itemsize
     assert max(one.result_bytes for part in parts.values() for one in part) == likeliest
+
+
+@pytest.mark.slow
+def test_a_layer_of_experts_sums_twice():
+    """No token travels to its experts: all devices of both axes have it, and sum what their experts make of it."""
+    made = make(Parallel(expert=2, tensor=2), DECODE, EXPERTS)
+    found = found_in(made.jitted, *made.args)
+    parts = traffic.by_part(found)
+    for index in range(LAYERS):
+        layer = parts[f"layer{index}"]
+        assert kinds(layer) == {"all-reduce": 2}
+        assert [one.result_bytes for one in layer] == [DECODE.tokens * EMBED * F32.itemsize] * 2
+        assert {one.group_size for one in layer} == {4}
+    an_expert = 128 // 2 * EMBED * F32.itemsize
+    assert traffic.moved_arrays(found, an_expert) == []
 
 
 @pytest.mark.slow

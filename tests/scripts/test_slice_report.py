@@ -13,6 +13,7 @@ from slices.cases import CASES
 from jaxserve.memory.plan import lay_out
 from jaxserve.memory.room import of_chip
 from jaxserve.models.config import from_hf
+from jaxserve.pallas_kernels.ahead_of_time import has_compiler
 from jaxserve.sharding.hlo import Collective
 
 PAIR, MB = ((0, 1),), 1 << 20
@@ -127,3 +128,15 @@ def test_a_pair_that_is_no_case_is_refused(capsys):
     with pytest.raises(SystemExit):
         slice_report.main(["--slices=v5e-4", "--models=mixtral-8x7b"])
     assert "none of these models" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
+def test_experts_on_sixteen_chips():
+    """Compiled by a process of its own, as the report does: a layer sums twice, as a dense one, and nothing is handed on."""
+    line = report.line(slice_report.__file__, report.case_of("v5p-32", "like-deepseek-v3"), "decode")
+    assert (line["layers"], line["per layer"]) == (4, "2 all-reduce")
+    activations = report.ROWS * 7168 * 2
+    assert line["layer KB"] == f"{2 * activations / 1024} ({2 * 2 * activations * 15 / 16 / 1024})"
+    assert line["gathers KB"] < 100
+    assert line["HBM GB"] < line["HBM GB planned"]
