@@ -26,6 +26,10 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((
 _CALLEE = re.compile(r"\b(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLEES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# What XLA adds by itself: `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`, along an axis of a mesh of these devices.
+_NAMED_GROUPS = re.compile(
+    r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}:]*)\}"
+)
 _TYPE = re.compile(r"\(|\)|([a-z]\w*)\[([\d,<=]*)\]")
 
 
@@ -272,17 +276,11 @@ def _groups(rest: str, text: str) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(int(i) for i in one.split(",") if i) for one in re.findall(r"\{([\d,]*)\}", listed[1]))
     counted = re.search(r"\breplica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
     if counted:
-        dims = [int(d) for d in counted[3].split(",")]
-        order = [int(i) for i in counted[4].split(",")] if counted[4] else list(range(len(dims)))
-        return _iota(int(counted[2]), dims, order)
-    meshed = re.search(r"\breplica_groups=mesh\[((?:'[^']+'=\d+,?)+)\] \{((?:'[^']+',?)*)\}", rest)  # since jax 0.11
-    if meshed:
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", meshed[1])}
-        names = list(sizes)
-        inside = [names.index(name) for name in re.findall(r"'([^']+)'", meshed[2])]
-        outside = [axis for axis in range(len(names)) if axis not in inside]
-        dims = list(sizes.values())
-        return _iota(math.prod(dims[axis] for axis in inside), dims, outside + inside)
+        return _iota(int(counted[2]), [int(d) for d in counted[3].split(",")], counted[4])
+    if named := _NAMED_GROUPS.search(rest):
+        places, dims = _along(named[1], re.findall(r"'([^']+)'", named[4])), named[2] or ""
+        ids = sum(_iota(1, [int(d) for d in dims.split(",")], named[3]), ()) if dims else range(sum(map(len, places)))
+        return tuple(sorted(tuple(ids[place] for place in group) for group in places))
     if listed or "replica_groups=" not in rest:
         head = text.split("\n", 1)[0]
         sizes = [int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", head)]
@@ -290,10 +288,18 @@ def _groups(rest: str, text: str) -> tuple[tuple[int, ...], ...]:
     raise ValueError(f"replica groups in an unknown form: {rest[rest.index('replica_groups=') :][:80]}")
 
 
-def _iota(group_size: int, dims: list[int], order: list[int]) -> tuple[tuple[int, ...], ...]:
-    """All ids in the shape `dims`, transposed to `order`, and cut into groups: `[groups,size]<=[dims]T(order)`."""
+def _iota(group_size: int, dims: list[int], order_text: str | None) -> tuple[tuple[int, ...], ...]:
+    """`[groups,size]<=[dims]T(order)`: all ids in the shape `dims`, transposed, and cut into groups."""
+    order = [int(i) for i in order_text.split(",")] if order_text else list(range(len(dims)))
     strides = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
     ids = [0]
     for axis in order:
         ids = [start + step * strides[axis] for start in ids for step in range(dims[axis])]
     return tuple(tuple(ids[i : i + group_size]) for i in range(0, len(ids), group_size))
+
+
+def _along(mesh: str, axes: list[str]) -> tuple[tuple[int, ...], ...]:
+    """The places in a mesh `'a'=2,'b'=4` that differ only along some axes."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    order = [i for i, name in enumerate(sizes) if name not in axes] + [list(sizes).index(name) for name in axes]
+    return _iota(math.prod(sizes[name] for name in axes), list(sizes.values()), ",".join(map(str, order)))
