@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxserve.pallas_kernels.ahead_of_time import CHIPS, compile_for, has_compiler
+from jaxserve.pallas_kernels.grouped_matmul.op import grouped_matmul
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import MODELS, ModelShape, shapes_of
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 
@@ -78,3 +79,13 @@ def test_odd_head_sizes_do_not_copy_the_pool(head_size: int, rows: str):
 def test_an_unknown_chip_is_named():
     with pytest.raises(ValueError, match="'v9' is unknown"):
         compile_for("v9", jax.jit(functools.partial(jnp.add, 1)), jnp.zeros(3))
+
+
+@pytest.mark.parametrize("num_rows", [512, 16384])
+def test_grouped_products_are_a_kernel_that_takes_weights_as_they_are(num_rows: int):
+    """XLA's own. Were it to multiply all rows with all weights, or to turn these around, memory would show it."""
+    shapes = ((num_rows, 2048), (32, 1536, 2048))
+    factors = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    compiled = compile_for("v5e", jax.jit(grouped_matmul), *factors, jax.ShapeDtypeStruct((32,), jnp.int32))
+    assert compiled.memory_analysis().temp_size_in_bytes < 1 << 20
+    assert "tpu_custom_call" in compiled.as_text()
