@@ -14,6 +14,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 LOAD_FORMATS = ("auto", "dummy")
 SEQUENCE_SCHEMES = ("auto", "ulysses", "gather", "ring", "bidirectional", "zigzag", "tokenring", "pass_q")
+MAX_NUM_SEQS = 4096
 
 
 T = TypeVar("T")
@@ -90,8 +91,8 @@ class EngineConfig:
             optional = value is None and name != "max_num_seqs"
             if not optional and not (isinstance(value, int) and _is_int(value) and 1 <= value <= 1 << 30):
                 raise ConfigError(f"{name}={value!r} must be a positive whole number")
-        if self.max_num_seqs > 4096:
-            raise ConfigError(f"max_num_seqs={self.max_num_seqs} must be at most 4096")
+        if self.max_num_seqs > MAX_NUM_SEQS:
+            raise ConfigError(f"max_num_seqs={self.max_num_seqs} must be at most {MAX_NUM_SEQS}")
         if not _is_int(self.block_size) or self.block_size not in (8, 16, 32, 64, 128, 256):
             raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 8 to 256")
         if not _is_int(self.seed) or not -(1 << 63) <= self.seed < 1 << 63:
@@ -127,8 +128,34 @@ def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> 
             raise ConfigError(f"unknown {what} {name!r}", remedy=hint + ("?" if near else ""))
 
 
+def processes_of_environment() -> tuple[str | None, int | None, int | None]:
+    """Coordinator address, number of processes and id of this one, as `scripts/launch_gpu.sh` sets them."""
+    address = os.environ.get("JAXSERVE_COORDINATOR_ADDRESS")
+    numbers = (os.environ.get(f"JAXSERVE_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    count, index = (int(number) if number and number.isdecimal() else None for number in numbers)
+    return address, count, index
+
+
 def cache_folder() -> Path:
     """The per-user folder for what can be made again: $JAXSERVE_CACHE, else $XDG_CACHE_HOME/jaxserve, else ~/.cache."""
     own = os.environ.get("JAXSERVE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else (Path(base) if base else Path.home() / ".cache") / "jaxserve"
+
+
+def gpu_share() -> float:
+    """The share of a GPU's memory that JAX takes for a process: $XLA_CLIENT_MEM_FRACTION (or its older name), else 0.75.
+
+    Source: https://docs.jax.dev/en/latest/gpu_memory_allocation.html.
+
+    Raises:
+      ConfigError: it is no such share.
+    """
+    text = os.environ.get("XLA_CLIENT_MEM_FRACTION") or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.75"
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"XLA_CLIENT_MEM_FRACTION={text!r} must be above 0 and at most 1")
+    return share

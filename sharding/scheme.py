@@ -80,7 +80,7 @@ def refusal(scheme: str, case: Case) -> str:
     match scheme:
         case "ulysses" if case.num_heads % case.num_devices:
             return f"{case.num_heads} query heads cannot be split over {case.num_devices} devices"
-        case "zigzag" if case.share % 2:
+        case "zigzag" if case.share % 2 and case.num_devices > 1:
             return f"zig-zag needs an even number of tokens on each device, not {case.share}"
         case "bidirectional" if ends_early:
             return f"a window of {case.window} reaches back over a part of the ring, and nothing is needed from ahead"

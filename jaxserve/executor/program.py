@@ -22,7 +22,7 @@ from jaxserve.models.moe import Moe, Placement, repacked
 from jaxserve.models.registry import ModelFamily
 from jaxserve.sampling import sampler
 from jaxserve.sampling.sampler import STATE_AXES, Logprobs, SamplerState
-from jaxserve.sharding.collectives import take
+from jaxserve.sharding.collectives import gather, take
 from jaxserve.sharding.rules import partition
 
 _FEW_ROWS = 4  # rows whose logits are computed alone when no later one samples
@@ -60,15 +60,28 @@ def jit_step(
     if mesh is None:
         return jax.jit(step, donate_argnums=1)
     weights, states = jax.tree.map(lambda x: x.sharding.spec, params), specs(state)
+    outputs = _REPLICA
+    if mesh.is_multi_process:  # a host can read only what lies on its own devices
+        step, outputs = _gathering(step), _SAME
 
     def on_mesh(
         params: Any, state: DeviceState, inputs: StepInputs[jax.Array], placement: Placement[jax.Array] | None
     ) -> tuple[StepOutputs, DeviceState]:
         rows = jax.tree.map(lambda x: _REPLICA if x.ndim else _SAME, inputs)
-        over_mesh = _over(mesh, step, (weights, states, rows, _SAME), (_REPLICA, states))
+        over_mesh = _over(mesh, step, (weights, states, rows, _SAME), (outputs, states))
         return over_mesh(params, state, inputs, placement)
 
     return jax.jit(on_mesh, donate_argnums=1)
+
+
+def _gathering(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step whose outputs are those of all replicas, on every device."""
+
+    def gathering(*args: Any) -> Any:
+        outputs, state = step(*args)
+        return jax.tree.map(lambda x: gather("replica", x, axis=0), outputs), state
+
+    return gathering
 
 
 def jit_copy(state: DeviceState, mesh: Mesh | None) -> Any:
