@@ -169,8 +169,8 @@ def test_experts_held_twice_change_nothing():
 def test_copies_take_turns():
     plan = balance.plan(np.array([[8.0, 1, 1, 1]]), 8, 4)
     placement = Placement(jnp.asarray(plan.slots_lxc), jnp.asarray(plan.copies_lx))
-    slot_tk = np.asarray(moe._slots(jnp.zeros((10, 1), jnp.int32), placement, 0))
-    assert np.bincount(slot_tk[:, 0], minlength=8)[plan.slots_lxc[0, 0]].tolist() == [2] * 5
+    slot_tk = np.asarray(moe._slots(jnp.zeros((15, 1), jnp.int32), placement, 0))
+    assert np.bincount(slot_tk[:, 0], minlength=8)[plan.slots_lxc[0, 0]].tolist() == [3] * 5
     assert (plan.expert_ls[0, slot_tk] == 0).all()
 
 

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.pallas_kernels.ahead_of_time import compile_for, compile_on, has_compiler, slice_devices
 from jaxserve.pallas_kernels.chips import TPUS
+from jaxserve.pallas_kernels.grouped_matmul.op import grouped_matmul
 from jaxserve.pallas_kernels.platform import target_platform
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import MODELS, ModelShape, shapes_of
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
@@ -114,3 +115,13 @@ def test_a_program_for_a_slice_has_a_text_and_the_memory_of_a_device():
     assert "all-gather" in program.text
     memory = program.compiled.memory_analysis()
     assert (memory.argument_size_in_bytes, memory.output_size_in_bytes) == (1024 * 128 * 4, 4096 * 128 * 4)
+
+
+@pytest.mark.parametrize("num_rows", [512, 16384])
+def test_grouped_products_are_a_kernel_that_takes_weights_as_they_are(num_rows: int):
+    """XLA's own. Were it to multiply all rows with all weights, or to turn these around, memory would show it."""
+    shapes = ((num_rows, 2048), (32, 1536, 2048))
+    factors = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    compiled = compile_for("v5e", jax.jit(grouped_matmul), *factors, jax.ShapeDtypeStruct((32,), jnp.int32))
+    assert compiled.memory_analysis().temp_size_in_bytes < 1 << 20
+    assert "tpu_custom_call" in compiled.as_text()
