@@ -37,7 +37,7 @@ def test_the_refusal_names_sizes_for_the_devices_that_are_here(folder: Path, mon
 
 
 def test_a_pool_that_no_device_has_is_refused(folder: Path):
-    with pytest.raises(CapacityError, match="1000000 KV blocks .* of each device, which has 8.00 MiB"):
+    with pytest.raises(CapacityError, match=r"1000000 KV blocks .* of each device, which has 8.00 MiB"):
         LLM(folder, num_kv_blocks=1_000_000)
 
 
