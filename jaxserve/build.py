@@ -13,13 +13,17 @@ from jaxserve.clock import WallClock
 from jaxserve.config import EngineConfig, cache_folder
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
+from jaxserve.executor.base import Executor
 from jaxserve.executor.compiles import count_compiles
+from jaxserve.executor.experts import ExpertBook
 from jaxserve.executor.ladder import build_ladder
 from jaxserve.executor.local import LocalExecutor
+from jaxserve.executor.lockstep import Followers
 from jaxserve.executor.program import DeviceState
 from jaxserve.kv.store import KVStore
 from jaxserve.memory import axes, room
 from jaxserve.memory.plan import Plan, lay_out
+from jaxserve.model_source import find_model
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import empty_pages, stored_dtype
@@ -51,26 +55,31 @@ class Built:
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
 
-def build(folder: Path, config: EngineConfig) -> Built:
-    """Load a model and compile its steps.
+def build(model: str | Path, config: EngineConfig, followers: Followers | None = None) -> Built:
+    """Load a model and compile its steps; in a program of several processes in all of them.
 
     Raises:
       CheckpointError, ConfigError, CapacityError: before any weight is read, wherever that can be told.
     """
+    folder = find_model(model)
     cfg = read_config(folder)
     tokenizer = load_tokenizer(folder)
     plan = _plan_here(config, cfg)
-    mesh = make_mesh(plan.parallel) if plan.parallel.num_devices > 1 else None
+    mesh = make_mesh(plan.parallel) if plan.parallel.num_devices > 1 or jax.process_count() > 1 else None
     _use_compilation_cache(config.compilation_cache)
     native.enable(cache_folder() / "native" if config.native_kernels else None)
     attention_backend = _attention_backend(config, plan)
     compiles = count_compiles()
+    if followers is not None:
+        sizes = {"num_kv_blocks": plan.num_blocks, "attention_backend": attention_backend}
+        followers.load(str(model), dataclasses.replace(config, **sizes, progress=False))
 
     started_s = time.perf_counter()
     params = _load_weights(folder, config, plan, mesh)
     loaded_s = time.perf_counter()
     executor = _make_executor(config, plan, mesh, params)
     executor.warm_up(progress=config.progress)
+    runner = executor if followers is None else followers.lead(executor)
     warm_s = time.perf_counter()
     facts = _facts(config, plan) | {
         "attention_backend": attention_backend,
@@ -78,13 +87,16 @@ def build(folder: Path, config: EngineConfig) -> Built:
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
     }
-    engine = _make_engine(config, plan, executor, tokenizer)
+    engine = _make_engine(config, plan, runner, tokenizer)
     return Built(engine, executor, tokenizer, plan.cfg, plan.max_model_len, facts)
 
 
 def _plan_here(config: EngineConfig, cfg: ModelConfig) -> Plan:
     """Check the options against the model and this machine, and size everything."""
     _check_attention(config.attention_backend)
+    if config.expert_rebalance_steps and jax.process_count() > 1:
+        # Each process would decide by the counts that have reached it so far.
+        raise ConfigError("expert_rebalance_steps needs a single process", remedy="Leave it at 0")
     plan = lay_out(config, cfg, room.of_this_machine())
     if plan.problem:
         raise axes.refusal(plan, config, cfg)
@@ -118,10 +130,11 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
         max_model_len=plan.max_model_len,
         attention_backend=config.attention_backend,
         mesh=mesh,
+        experts=ExpertBook(cfg.experts, plan.parallel.expert, config.expert_rebalance_steps) if cfg.experts else None,
     )
 
 
-def _make_engine(config: EngineConfig, plan: Plan, executor: LocalExecutor, tokenizer: Tokenizer | None) -> Engine:
+def _make_engine(config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None) -> Engine:
     capacity = executor.capacity()
     scheduler = Scheduler(
         [

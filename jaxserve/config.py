@@ -71,6 +71,10 @@ class EngineConfig:
         "auto", "how devices share the attention of a prompt that is computed in one step", SEQUENCE_SCHEMES
     )
     expert_parallel_size: int = option(1, "devices that share a layer's experts, and otherwise its weights")
+    num_redundant_experts: int = option(
+        0, "experts of each layer that are held twice, so that devices can share their load"
+    )
+    expert_rebalance_steps: int = option(0, "steps after which experts move to where recent loads want them; 0: never")
     quantization: str | None = option(None, "weight quantisation (none so far)")
     compilation_cache: str | None = option("auto", "folder of compiled programs kept between runs; auto, or none")
     progress: bool = option(True, "show a progress bar while the engine warms up")
@@ -103,6 +107,9 @@ class EngineConfig:
             size = getattr(self, f"{name}_parallel_size")
             if not _is_int(size) or not 1 <= size <= 1 << 16:
                 raise ConfigError(f"{name}_parallel_size={size!r} must be a positive whole number")
+        for name in ("num_redundant_experts", "expert_rebalance_steps"):
+            if not _is_int(getattr(self, name)) or not 0 <= getattr(self, name) <= 1 << 30:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number, 0 or more")
         if self.quantization is not None:
             raise ConfigError(f"quantization={self.quantization!r} is not supported yet", remedy="Leave it out")
 
@@ -119,6 +126,14 @@ def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> 
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}" if near else f"Known: {', '.join(known)}"
             raise ConfigError(f"unknown {what} {name!r}", remedy=hint + ("?" if near else ""))
+
+
+def processes_of_environment() -> tuple[str | None, int | None, int | None]:
+    """Coordinator address, number of processes and id of this one, as `scripts/launch_gpu.sh` sets them."""
+    address = os.environ.get("JAXSERVE_COORDINATOR_ADDRESS")
+    numbers = (os.environ.get(f"JAXSERVE_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    count, index = (int(number) if number and number.isdecimal() else None for number in numbers)
+    return address, count, index
 
 
 def cache_folder() -> Path:

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxserve.build import build
+from jaxserve import distributed
 from jaxserve.config import EngineConfig
 from jaxserve.errors import DeviceError, RequestError
-from jaxserve.model_source import find_model
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.tokenizer import Tokenizer
@@ -40,7 +39,7 @@ class LLM:
         if config is not None and engine_options:
             raise TypeError("give either config= or single engine options, not both")
         self.config = config or EngineConfig(**engine_options)
-        self._built = build(find_model(model), self.config)
+        self._built = distributed.build(model, self.config)
         self._engine = self._built.engine
         self._ids = itertools.count()
         self._lock = threading.RLock()
@@ -193,7 +192,7 @@ class LLM:
             "computed_tokens": self._engine.computed_tokens,
             "padded_tokens": self._engine.padded_tokens,
             "failed_steps": self._engine.failed_steps,
-            "compiles_after_ready": self._built.executor.num_late_compiles,
+            **self._built.executor.metrics(),
             "num_waiting": scheduler.num_waiting,
             "num_running": scheduler.num_running,
             "kv_blocks_held": scheduler.num_held_blocks,

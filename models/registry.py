@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.errors import CheckpointError
-from jaxserve.models.config import ARCHITECTURES, ModelConfig, architecture_of, dense_from_hf
+from jaxserve.models.config import ARCHITECTURES, ModelConfig, architecture_of, from_hf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ def read_config(path: Path) -> ModelConfig:
     if generation.is_file():
         eos = read_json(generation).get("eos_token_id")
         raw = raw | ({} if eos is None else {"eos_token_id": eos})
-    return dense_from_hf(raw)
+    return from_hf(raw)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,8 +8,10 @@ import contextlib
 import importlib.util
 import math
 import os
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -52,16 +54,67 @@ def compile_for(chip: str, jitted: Any, *args: Any) -> jax.stages.Compiled:
         return lowered.compile()
 
 
+class Program(NamedTuple):
+    """A compiled function; its cost and memory can be looked at, the latter for each device. It cannot be run."""
+
+    compiled: jax.stages.Compiled
+    text: str  # `compiled.as_text()` fails where copies that run beside have several operands
+
+
+def slice_devices(topology: str) -> list[Any]:
+    """The devices of a TPU slice, for a mesh that `compile_on` compiles for.
+
+    A slice is told here by its chips along the axes of its torus: "v5e:2x4", "v5p:2x2x4". In Google's names v5e and v6e
+    slices count chips (v6e-8 is v6e:2x4), v5p slices count cores, and a chip has two: v5p-8 is v5p:2x2x1, 4 chips, and
+    v5p-32 is v5p:2x2x4, 16 chips. Both cores of a v5p chip are one device, those of a v4 or TPU7x chip are two here.
+    Source: https://cloud.google.com/tpu/docs/v5p
+
+    Raises:
+      ValueError: an unknown chip, or no such slice of it.
+      RuntimeError: the compiler is missing.
+    """
+    if topology.split(":")[0] not in TPUS:
+        raise ValueError(f"{topology=} is of no known chip; there are: {', '.join(TPUS)}")
+    return _topology(topology)
+
+
+def compile_on(mesh: Mesh, jitted: Any, *args: Any) -> Program:
+    """Compile a jitted function for all devices of a mesh of `slice_devices`.
+
+    `args` are `ShapeDtypeStruct`s that say how they lie on the mesh; what does not say is the same on all devices.
+    """
+    same = NamedSharding(mesh, PartitionSpec())
+
+    def placed(x: Any) -> jax.ShapeDtypeStruct:
+        lies = getattr(x, "sharding", None)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies if isinstance(lies, NamedSharding) else same)
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = jitted.lower(*jax.tree.map(placed, args))
+    with _unkept(), tempfile.TemporaryDirectory() as folder:
+        wanted = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": "^jit_"}
+        compiled = lowered.compile(compiler_options=wanted)
+        (file,) = Path(folder).glob("*after_optimizations.txt")
+        return Program(compiled, file.read_text())
+
+
 def _tpu(chip: str) -> tuple[Any, AbstractDevice]:
     if chip not in TPUS:
         raise ValueError(f"{chip=} is unknown; there are: {', '.join(CHIPS)}")
+    device = _topology(TPUS[chip].topology)[0]
+    return device, AbstractDevice(platform="tpu", device_kind=device.device_kind, num_cores=device.num_cores or 1)
+
+
+def _topology(name: str) -> list[Any]:
     if not has_compiler():
         raise RuntimeError("compiling for TPUs needs the libtpu package: pip install libtpu (Linux, x86-64)")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the library asks the cloud which machine this is
     # No device is opened, so processes do not disturb each other.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    device = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[chip].topology).devices[0]
-    return device, AbstractDevice(platform="tpu", device_kind=device.device_kind, num_cores=device.num_cores or 1)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"the compiler knows no slice {name!r}: {error}") from None
 
 
 def _gpu(chip: str) -> tuple[Any, AbstractDevice]:

@@ -1,5 +1,6 @@
 # Sourced by scripts/quickstart and scripts/test: finds Python, makes .venv, installs when pyproject.toml changed.
 # Every failure is one sentence on stderr and exit code 2.
+# shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
@@ -61,7 +62,7 @@ install() {
   fi
   need_disk "$2"
   make_venv
-  echo "Installing jaxserve${1:+ and its '$1' tools} into $venv (once; a minute or two) ..." >&2
+  echo "Installing jaxserve${1:+ and its $1 tools} into $venv (once; a minute or two) ..." >&2
   if ! "$python" -m pip install --disable-pip-version-check --quiet --editable "$root${1:+[$1]}" >"$log" 2>&1; then
     tail -n 5 "$log" >&2
     fail "pip could not install jaxserve; the lines above are its last (all: $log); it needs the network to reach pypi.org."

@@ -58,6 +58,8 @@ def make_mesh(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
 
     Raises: ConfigError if there are fewer devices.
     """
+    if devices is None and jax.process_count() > 1:
+        devices = _of_every_process(parallel)
     devices = list(devices if devices is not None else jax.devices())
     check_count(parallel, len(devices), devices[0].device_kind, devices[0].platform)
     kinds = (AxisType.Auto,) * len(AXES)
@@ -71,6 +73,18 @@ def check_count(parallel: Parallel, num_devices: int, kind: str, platform: str) 
             f"{parallel} needs {parallel.num_devices} devices, but there are {num_devices} ({kind})",
             remedy="Lower the parallel sizes" + _how_to_emulate(platform, parallel.num_devices),
         )
+
+
+def _of_every_process(parallel: Parallel) -> list[Any]:
+    """As many devices of each process, one process after the other: neighbours in the last axes share a host."""
+    per_process, rest = divmod(parallel.num_devices, jax.process_count())
+    if rest or per_process > jax.local_device_count():
+        processes, most = jax.process_count(), jax.device_count()
+        raise ConfigError(
+            f"{parallel} cannot be spread evenly over {processes} processes with {most // processes} devices each",
+            remedy=f"Choose parallel sizes whose product is a multiple of {processes}, and at most {most}",
+        )
+    return [d for index in range(jax.process_count()) for d in jax.local_devices(process_index=index)[:per_process]]
 
 
 def _how_to_emulate(platform: str, count: int) -> str:

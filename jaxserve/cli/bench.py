@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxserve.cli.options import add_engine_flags, engine_options
+from jaxserve.cli.options import add_engine_flags, engine_options, join_processes
 from jaxserve.errors import ConfigError
 from jaxserve.model_source import find_model
 from jaxserve.models.registry import read_config
@@ -50,11 +50,12 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.prefix_len <= args.input_len:
         raise ConfigError(f"--prefix-len must lie between 0 and --input-len ({args.input_len}), not {args.prefix_len}")
     options = engine_options(args)
+    join_processes(args)
     folder = find_model(args.model)
     vocab_size = read_config(folder).vocab_size
     from jaxserve.llm import LLM
 
-    llm = LLM(folder, **options)
+    llm = LLM(args.model, **options)
     measure = throughput if args.what == "throughput" else latency
     result = {"what": args.what, "model": args.model} | measure(llm, args, vocab_size)
     facts = llm.metrics()

@@ -13,7 +13,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from jaxserve.cli.options import add_engine_flags, add_sampling_flags, engine_options, sampling_params
+from jaxserve.cli.options import add_engine_flags, add_sampling_flags, engine_options, join_processes, sampling_params
 from jaxserve.errors import JaxserveError
 from jaxserve.model_source import find_model
 from jaxserve.request import SamplingParams
@@ -42,13 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, DEFAULTS)
     options: dict[str, Any] = {"max_num_seqs": 1} | engine_options(args)
-    folder = find_model(args.model)
+    join_processes(args)
+    find_model(args.model)  # a mistake in the name is told before jax is loaded
     with contextlib.suppress(ImportError):  # Python may be built without it; then lines have no history
         importlib.import_module("readline")  # input() uses it once it is loaded
 
     from jaxserve.llm import LLM
 
-    llm = LLM(folder, **options)
+    llm = LLM(args.model, **options)
     llm.chat_prompt([{"role": "user", "content": "hello"}])  # no chat template: told now, not after the first line
     print(f"{args.model} is ready. /help lists the commands, Ctrl-D leaves.", file=sys.stderr)
     talk(llm, params, args.system)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxserve.cli.options import add_engine_flags, add_sampling_flags, engine_options, sampling_params
+from jaxserve.cli.options import add_engine_flags, add_sampling_flags, engine_options, join_processes, sampling_params
 from jaxserve.config import EngineConfig
 from jaxserve.errors import RequestError
 from jaxserve.model_source import find_model
@@ -47,14 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, DEFAULTS)
-    folder = find_model(args.model)
+    given_options = engine_options(args)
+    join_processes(args)
+    find_model(args.model)  # a mistake in the name is told before jax is loaded
     texts = read_prompts(args)
-    options = just_large_enough(texts, params.n, args) | engine_options(args)
+    options = just_large_enough(texts, params.n, args) | given_options
     start = time.perf_counter()
     from jaxserve.llm import LLM
 
     import_s = time.perf_counter() - start
-    llm = LLM(folder, **options)
+    llm = LLM(args.model, **options)
     prompts = [as_prompt(llm, text, args) for text in texts]
     answer_one = len(prompts) == 1 and params.n == 1 and not args.json
     outputs = [stream_one(llm, prompts[0], texts[0], params, args)] if answer_one else []

@@ -1,4 +1,4 @@
-"""The two groups of flags that commands share: engine options and sampling options."""
+"""The groups of flags that commands share: engine options, sampling options, and those of several processes."""
 
 import argparse
 from typing import Any
@@ -34,6 +34,30 @@ NOT_FLAGS = ("structured_outputs", "seed")  # not supported yet; `--seed` is an 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add_dataclass_flags(parser, EngineConfig, "engine options")
+    add_process_flags(parser)
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes",
+        "The same command in each; process 0 does what it says, the others help and end when it does.",
+    )
+    auto = (
+        "join the processes that Cloud TPU, Slurm, Open MPI or Kubernetes started; without them, give all three below"
+    )
+    group.add_argument("--distributed", action="store_true", help=auto)
+    group.add_argument("--coordinator-address", metavar="HOST:PORT", help="of process 0; any free port")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="N", help="which one this is, from 0")
+
+
+def join_processes(args: argparse.Namespace) -> None:
+    """Where the flags ask for it, join the other processes; returns in process 0 only. Comes before files are touched."""
+    wanted = (args.coordinator_address, args.num_processes, args.process_id)
+    if args.distributed or any(value is not None for value in wanted):
+        from jaxserve import distributed
+
+        distributed.initialize(*wanted)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any], skip: tuple[str, ...] = ()) -> None:

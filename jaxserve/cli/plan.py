@@ -41,6 +41,7 @@ OPTIONS = (
     "num_kv_blocks",
     "memory_utilization",
     "enable_chunked_prefill",
+    "num_redundant_experts",
     *SIZES,
 )
 _MOST_SHOWN = 8  # other sizes

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from jaxserve.cli.batch_body import Job, parse_job, parse_line
 from jaxserve.cli.batch_file import Key, append, open_results
 from jaxserve.cli.batch_schema import LineError
-from jaxserve.cli.options import add_engine_flags, engine_options
+from jaxserve.cli.options import add_engine_flags, engine_options, join_processes
 from jaxserve.errors import ConfigError
 from jaxserve.model_source import find_model
 
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     options = engine_options(args)
+    join_processes(args)
     folder = find_model(args.model)
     served = [args.model, *args.served_model_name, *{folder.name, folder.resolve().name}]
     if args.output.exists() and args.input.samefile(args.output):
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         from jaxserve.llm import LLM
 
-        llm = LLM(folder, **options)
+        llm = LLM(args.model, **options)
         todo = (line for line in read_lines(args.input) if line[1] not in answered)
         try:
             print(answer_lines(llm, todo, served, results, num_left, options.get("progress", True)), file=sys.stderr)

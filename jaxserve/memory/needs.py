@@ -75,12 +75,23 @@ def activation_bytes(
     widest = cfg.embed_size * (2 * itemsize + 8) + 2 * max(_inner_size(cfg, parallel), 2 * heads) * itemsize
     head = vocabulary * cfg.embed_size * itemsize if device_kind == "TPU7x" else 0
     prompt = _shared_prompt_bytes(cfg, tokens, itemsize, parallel) if parallel.sequence > 1 else 0
-    return logits + head + prompt + _tile_bytes(cfg, shards) + tokens * widest
+    experts = tokens * _expert_token_bytes(cfg, itemsize, parallel)
+    return logits + head + prompt + experts + _tile_bytes(cfg, shards) + tokens * widest
 
 
 def _inner_size(cfg: ModelConfig, parallel: Parallel) -> int:
-    """Numbers between the two products of a feed-forward layer, of each token: gate and up. Experts will add theirs here."""
-    return 2 * cfg.ffn_size // parallel.num_shards("ffn")
+    """Numbers between the two products of a feed-forward layer, of each token: gate and up."""
+    columns = cfg.experts.shared_ffn_size if cfg.experts and all(cfg.experts.layers) else cfg.ffn_size
+    return 2 * columns // parallel.num_shards("ffn")
+
+
+def _expert_token_bytes(cfg: ModelConfig, itemsize: int, parallel: Parallel) -> int:
+    """A token's copies for its experts: what goes in, what is between the products, and what comes out (float32, before and
+    after it is put in the tokens' order)."""
+    if cfg.experts is None:
+        return 0
+    inner = 3 * cfg.experts.ffn_size // parallel.num_shards("expert_ffn")
+    return cfg.experts.per_token * (cfg.embed_size * (itemsize + 8) + inner * itemsize)
 
 
 def _tile_bytes(cfg: ModelConfig, shards: int) -> int:

@@ -85,8 +85,9 @@ def lay_out(config: EngineConfig, cfg: ModelConfig, room: Room, parallel: Parall
     """
     parallel = parallel or parallel_of(config)
     dtype, kv_dtype = _dtypes(config, cfg)
+    cfg = _with_redundant_experts(config, cfg)
     _check_experts(cfg, parallel)
-    cfg = cfg.for_shards(parallel.num_shards("heads"), parallel.num_shards("pool_heads"))
+    cfg = cfg.for_shards(*(parallel.num_shards(axis) for axis in ("heads", "pool_heads", "experts")))
     check_count(parallel, room.num_devices, room.kind, room.platform)
     max_model_len = _max_model_len(config, cfg)
     token_budget = _token_budget(config, max_model_len, parallel, room.platform)
@@ -184,24 +185,30 @@ def parallel_of(config: EngineConfig) -> Parallel:
 
 def num_experts(cfg: ModelConfig) -> int:
     """Experts that a layer's weights are held of; 0 in a model without."""
-    experts = getattr(cfg, "experts", None)
-    return experts.num_slots if experts else 0
+    return cfg.experts.num_slots if cfg.experts else 0
+
+
+def _with_redundant_experts(config: EngineConfig, cfg: ModelConfig) -> ModelConfig:
+    if cfg.experts is None:
+        for name in ("num_redundant_experts", "expert_rebalance_steps"):
+            if getattr(config, name):
+                raise ConfigError(
+                    f"{name}={getattr(config, name)}, but this model has no experts", remedy="Leave it at 0"
+                )
+        return cfg
+    num_slots = cfg.experts.count + config.num_redundant_experts
+    if num_slots > 2 * cfg.experts.count:
+        raise ConfigError(
+            f"num_redundant_experts={config.num_redundant_experts} is more than the {cfg.experts.count} experts there are"
+        )
+    return dataclasses.replace(cfg, experts=dataclasses.replace(cfg.experts, num_slots=num_slots))
 
 
 def _check_experts(cfg: ModelConfig, parallel: Parallel) -> None:
-    size, count = parallel.expert, num_experts(cfg)
-    if size == 1:
-        return
-    if not count:
+    if parallel.expert > 1 and cfg.experts is None:
         raise ConfigError(
-            f"expert_parallel_size={size}, but {cfg.architecture} has no experts",
+            f"expert_parallel_size={parallel.expert}, but {cfg.architecture} has no experts",
             remedy="Use tensor_parallel_size, which shares the weights of every layer",
-        )
-    if count % size:
-        sizes = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-        raise ConfigError(
-            f"{count} experts cannot be shared evenly by {size} devices",
-            remedy=f"Choose expert_parallel_size from {sizes}",
         )
 
 

@@ -10,7 +10,7 @@ from jaxserve.executor.inputs import empty_inputs
 from jaxserve.executor.ladder import Rung
 from jaxserve.executor.program import DeviceState, run_step
 from jaxserve.memory.needs import needs_of
-from jaxserve.models.config import dense_from_hf
+from jaxserve.models.config import from_hf
 from jaxserve.models.kv import block_bytes, empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.models.spec import is_spec
@@ -77,7 +77,7 @@ CASES = [
 @pytest.mark.parametrize(("chip", "model", "rung_name"), CASES)
 def test_the_step_fits_with_the_pool_that_is_planned(chip: str, model: str, rung_name: str):
     rung = RUNGS[rung_name]
-    cfg = dense_from_hf(MODELS[model])
+    cfg = from_hf(MODELS[model])
     family = family_of(cfg)
     specs = family.abstract(cfg)
     usable, kind = int(CHIPS[chip].hbm_bytes * UTILIZATION), CHIPS[chip].name

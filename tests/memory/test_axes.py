@@ -9,7 +9,7 @@ from jaxserve.errors import ConfigError
 from jaxserve.memory import room
 from jaxserve.memory.axes import closest, fitting, options_of, reason, refusal, with_more_devices
 from jaxserve.memory.plan import Plan, lay_out
-from jaxserve.models.config import dense_from_hf
+from jaxserve.models.config import from_hf
 from jaxserve.sharding.mesh import Parallel
 from tests.memory.models import LLAMA_8B, LLAMA_70B
 
@@ -17,7 +17,7 @@ DEFAULT = EngineConfig()
 
 
 def fit(chip: str, num_devices: int, raw: dict[str, Any] = LLAMA_8B, **options: Any) -> list[Plan]:
-    return fitting(EngineConfig(**options), dense_from_hf(raw), room.of_chip(chip, num_devices))
+    return fitting(EngineConfig(**options), from_hf(raw), room.of_chip(chip, num_devices))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_all_sizes_that_fit_are_there_once_and_valid():
 
 
 def test_what_does_not_fit_gets_the_next_number_of_devices_that_is_enough():
-    cfg, where = dense_from_hf(LLAMA_70B), room.of_chip("v5e", 4)
+    cfg, where = from_hf(LLAMA_70B), room.of_chip("v5e", 4)
     assert fitting(DEFAULT, cfg, where) == []
     assert closest(DEFAULT, cfg, where).parallel == Parallel(tensor=4)
     enough = with_more_devices(DEFAULT, cfg, where)
@@ -61,7 +61,7 @@ def test_an_option_that_no_sizes_help_is_still_told():
 
 
 def refused(num_devices: int, raw: dict[str, Any], **options: Any) -> str:
-    config, cfg, where = EngineConfig(**options), dense_from_hf(raw), room.of_chip("v5e", num_devices)
+    config, cfg, where = EngineConfig(**options), from_hf(raw), room.of_chip("v5e", num_devices)
     plan = lay_out(config, cfg, where)
     assert plan.problem
     return str(refusal(plan, config, cfg))

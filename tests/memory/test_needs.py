@@ -12,7 +12,7 @@ from jaxserve.executor.ladder import Rung
 from jaxserve.executor.program import DeviceState, jit_step, shardings
 from jaxserve.memory.needs import Needs, needs_of
 from jaxserve.models import weights
-from jaxserve.models.config import ModelConfig, dense_from_hf
+from jaxserve.models.config import ModelConfig, from_hf
 from jaxserve.models.kv import block_bytes, empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.models.spec import is_spec
@@ -41,7 +41,7 @@ MESHES = [
 
 def laid_out(parallel: Parallel, dtype: jnp.dtype, num_tokens: int = TOKENS) -> tuple[ModelConfig, Any, Any, Needs]:
     """The model as these devices share it, its weights and state as shapes, and what is planned for them."""
-    cfg = dense_from_hf(CONFIG).for_shards(parallel.num_shards("heads"), parallel.num_shards("pool_heads"))
+    cfg = from_hf(CONFIG).for_shards(parallel.num_shards("heads"), parallel.num_shards("pool_heads"))
     mesh, specs, replicas = make_mesh(parallel), family_of(cfg).abstract(cfg), parallel.data
     params = jax.tree.map(
         lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=weights.sharding_of(spec, mesh)),

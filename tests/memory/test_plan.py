@@ -8,14 +8,14 @@ from jaxserve.config import EngineConfig
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.memory import room
 from jaxserve.memory.plan import Plan, lay_out
-from jaxserve.models.config import dense_from_hf
+from jaxserve.models.config import from_hf
 from tests.memory.models import LLAMA_8B, LLAMA_70B
 
 GIB = 1 << 30
 
 
 def planned(chip: str, num_devices: int = 1, raw: dict[str, Any] = LLAMA_8B, **options: Any) -> Plan:
-    return lay_out(EngineConfig(**options), dense_from_hf(raw), room.of_chip(chip, num_devices))
+    return lay_out(EngineConfig(**options), from_hf(raw), room.of_chip(chip, num_devices))
 
 
 def test_a_published_model_has_its_published_size():

@@ -1,0 +1,48 @@
+"""What two processes say to each other."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from jaxserve.config import EngineConfig
+from jaxserve.executor.line import Failed, LoadModel, RunStep, decode, encode
+from jaxserve.request import SamplingParams
+from jaxserve.step import BlockCopy, Row, SlotStart, StepPlan
+
+
+def test_a_plan_arrives_as_it_was_sent():
+    params = SamplingParams(logit_bias={3: 1.5}, stop="end", allowed_token_ids=[1, 2])
+    row = Row(
+        seq_id="a", epoch=1, slot=2, start=3, token_ids=(4, 5), blocks=(6,), params=params, logprob_targets=(-1, 7)
+    )
+    start = SlotStart(slot=2, params=params, prompt_token_ids=(1,), output_token_ids=())
+    plan = StepPlan(index=8, rows=(row,), copies=(BlockCopy(1, 2),), starts=(start,))
+    assert decode(encode(RunStep(0, plan))) == RunStep(0, plan)
+    assert decode(encode(LoadModel(1, "tiny", EngineConfig(seed=5)))) == LoadModel(1, "tiny", EngineConfig(seed=5))
+
+
+def test_numbers_of_numpy_arrive_as_those_of_python():
+    row = Row(
+        seq_id="a", epoch=0, slot=0, start=np.int64(3), token_ids=(), params=SamplingParams(top_p=np.float64(0.5))
+    )
+    arrived = decode(encode(RunStep(0, StepPlan(index=0, rows=(row,))))).plan.rows[0]
+    assert type(arrived.start) is int
+    assert type(arrived.params.top_p) is float
+
+
+class _Runs:
+    def __reduce__(self):
+        return os.putenv, ("JAXSERVE_TEST", "ran")
+
+
+@pytest.mark.parametrize("content", [_Runs(), Failed(_Runs()), print, np.zeros(2)])
+def test_nothing_but_messages_is_read(content):
+    with pytest.raises(pickle.UnpicklingError, match="is no part of a message"):
+        decode(pickle.dumps(content))
+
+
+def test_what_is_no_message_is_refused():
+    with pytest.raises(pickle.UnpicklingError, match="SamplingParams is no message"):
+        decode(pickle.dumps(SamplingParams()))
