@@ -63,7 +63,7 @@ def of_size(device_bytes: int, num_devices: int) -> Room:
 
 
 def of_this_machine() -> Room:
-    """The devices that JAX has. Where several processes drive them, all get the same answer: that of the fullest.
+    """The devices that JAX has; of those that other processes drive, it is assumed that they are like ours.
 
     Raises:
       ConfigError: the devices do not say how much memory they have.
@@ -82,8 +82,6 @@ def of_this_machine() -> Room:
         device_bytes, used_bytes = chip.hbm_bytes, 0
     else:
         raise ConfigError(f"the {kind} does not say how much memory it has", remedy="Unset XLA_PYTHON_CLIENT_ALLOCATOR")
-    if jax.process_count() > 1:
-        device_bytes, used_bytes = _of_all_processes(device_bytes, used_bytes)
     return Room(
         kind=kind,
         platform=platform,
@@ -92,16 +90,6 @@ def of_this_machine() -> Room:
         used_bytes=used_bytes,
         is_host=platform == "cpu",
     )
-
-
-def _of_all_processes(device_bytes: int, used_bytes: int) -> tuple[int, int]:
-    """The least that any process may have, and the most that one has already; else they would make pools of other sizes."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    mine = np.array([device_bytes >> 20, -(-used_bytes >> 20)], np.int32)  # MiB: JAX has no 64-bit integers by default
-    sizes_p2 = np.asarray(multihost_utils.process_allgather(mine))
-    return int(sizes_p2[:, 0].min()) << 20, int(sizes_p2[:, 1].max()) << 20
 
 
 def free_host_bytes() -> int:
