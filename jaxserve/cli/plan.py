@@ -41,6 +41,7 @@ OPTIONS = (
     "num_kv_blocks",
     "memory_utilization",
     "enable_chunked_prefill",
+    "num_redundant_experts",
     *SIZES,
 )
 _MOST_SHOWN = 8  # other sizes
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="bundled name, folder, hub id, or a config.json")
     parser.add_argument("--chip", choices=tuple(CHIPS), help="plan for this chip (default: this machine)")
     parser.add_argument(
-        "--memory", metavar="SIZE", help="memory of each device, as 24GiB: of another chip, or a variant"
+        "--memory",
+        metavar="SIZE",
+        help="memory of each device, as 24GiB: for a chip that is not listed, or a variant of one",
     )
     parser.add_argument("--devices", type=int, metavar="N", help="how many (default: what the parallel sizes ask for)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

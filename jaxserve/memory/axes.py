@@ -98,7 +98,7 @@ def _plans(config: EngineConfig, cfg: ModelConfig, room: Room, count: int) -> It
     Raises:
       ConfigError: options that do not hang on the sizes cannot be met.
     """
-    for parallel in _meshes(count, num_experts(cfg)):
+    for parallel in _meshes(count, num_experts(cfg) + config.num_redundant_experts):
         try:
             yield lay_out(config, cfg, room, parallel)
         except ConfigError:

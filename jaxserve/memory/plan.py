@@ -67,7 +67,7 @@ class Plan:
         return fewest
 
     def _bytes_for(self, num_seqs: int, context: int) -> int:
-        tokens, itemsize = max(self.step_tokens, num_seqs), self.dtype.itemsize
+        tokens, itemsize = max(self.token_budget, num_seqs), self.dtype.itemsize
         return (
             self.needs.weights
             + sampler_bytes(self.cfg, num_seqs, self.parallel)

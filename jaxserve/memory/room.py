@@ -74,16 +74,22 @@ def of_this_machine() -> Room:
     kind, platform, num_devices = here[0].device_kind, here[0].platform, jax.device_count()
     stats = [device.memory_stats() or {} for device in here]
     if platform == "cpu":
-        free = free_host_bytes()
-        return Room(kind=kind, platform=platform, num_devices=num_devices, device_bytes=free, is_host=True)
-    if all("bytes_limit" in each for each in stats):
+        device_bytes, used_bytes = free_host_bytes(), 0
+    elif all("bytes_limit" in each for each in stats):
         device_bytes = min(int(each["bytes_limit"]) for each in stats)
         used_bytes = max(int(each.get("bytes_in_use", 0)) for each in stats)
     elif chip := named(kind):
         device_bytes, used_bytes = chip.hbm_bytes, 0
     else:
         raise ConfigError(f"the {kind} does not say how much memory it has", remedy="Unset XLA_PYTHON_CLIENT_ALLOCATOR")
-    return Room(kind=kind, platform=platform, num_devices=num_devices, device_bytes=device_bytes, used_bytes=used_bytes)
+    return Room(
+        kind=kind,
+        platform=platform,
+        num_devices=num_devices,
+        device_bytes=device_bytes,
+        used_bytes=used_bytes,
+        is_host=platform == "cpu",
+    )
 
 
 def free_host_bytes() -> int:

@@ -83,6 +83,7 @@ def test_the_most_sequences_fit_and_one_more_does_not(context: int):
         return num_seqs * -(-context // plan.block_size) - plan.num_blocks
 
     assert most > 1
+    assert planned("v5e", 8, max_num_seqs=4096, **options).most_sequences(context) == most  # whatever is asked for
     assert blocks_missing(most) == 0
     assert blocks_missing(most + 1) > 0
 
