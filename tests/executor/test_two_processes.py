@@ -79,25 +79,17 @@ def check(found, expected):
     assert [logprob for _, logprob in found] == pytest.approx([logprob for _, logprob in expected], abs=1e-3)
 
 
-def test_two_processes_answer_as_one_and_leave_together(start, folder, expected):
-    leader, follower = start("-m", "tests.support.joined", free_address(), "{}", folder)
-    assert leader.process.stdout.readline() == "joined\n"
-    refused = "one device cannot be spread evenly over 2 processes with 4 devices each"
-    assert refused in ask(leader, tensor_parallel_size=1)
-    check(ask(leader, data_parallel_size=2, tensor_parallel_size=4), expected)
-    leader.process.stdin.close()
-    assert leader.process.wait(20) == 0, leader.errors.read_text()
-    assert follower.process.wait(20) == 0, follower.errors.read_text()
-    assert leader.process.stdout.read() == ""
-    assert follower.process.stdout.read() == ""
+SIZES = [{"data_parallel_size": 2, "tensor_parallel_size": 4}, {"sequence_parallel_size": 2, "tensor_parallel_size": 4}]
 
 
-@pytest.mark.parametrize(("victim", "tensor", "sequence"), [(0, 8, 1), (1, 4, 2)], ids=["leader", "follower"])
-def test_a_killed_process_ends_the_other_within_seconds(start, folder, expected, victim, tensor, sequence):
+@pytest.mark.parametrize(("victim", "sizes"), list(enumerate(SIZES)), ids=["leader", "follower"])
+def test_two_answer_as_one_and_when_one_is_killed_the_other_ends(start, folder, expected, victim, sizes):
     processes = start("-m", "tests.support.joined", free_address(), "{}", folder)
     leader, other = processes[0], processes[1 - victim]
     assert leader.process.stdout.readline() == "joined\n"
-    check(ask(leader, tensor_parallel_size=tensor, sequence_parallel_size=sequence), expected)
+    refused = "one device cannot be spread evenly over 2 processes with 4 devices each"
+    assert refused in ask(leader, tensor_parallel_size=1)
+    check(ask(leader, **sizes), expected)
     ask(leader, forever=True)  # from now on there is a step under way at all times
     processes[victim].process.send_signal(signal.SIGKILL)
     killed_s = time.monotonic()
@@ -114,16 +106,17 @@ def test_a_killed_process_ends_the_other_within_seconds(start, folder, expected,
         assert "has gone: it was killed or has crashed" in told
 
 
-def test_the_same_command_in_both_answers_once(start, folder):
+def test_the_same_command_in_both_answers_once_and_both_leave(start, folder, expected):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in joined.OPTIONS.items() if name != "progress"]
-    options += ["--max-tokens=8", "--ignore-eos", "--no-progress", "--token-ids", "--tensor-parallel-size=4"]
+    options += ["--max-tokens=12", "--ignore-eos", "--no-progress", "--token-ids", "--tensor-parallel-size=8"]
     joining = ["--coordinator-address", free_address(), "--num-processes=2", "--process-id={}"]
-    leader, follower = start("-m", "jaxserve", "generate", folder, "1 2 3 4", *options, *joining, num_devices=2)
+    prompt = " ".join(map(str, joined.PROMPTS[0]))
+    leader, follower = start("-m", "jaxserve", "generate", folder, prompt, *options, *joining)
     answer, nothing = leader.process.communicate(timeout=120)[0], follower.process.communicate(timeout=120)[0]
     assert (leader.process.returncode, follower.process.returncode) == (0, 0), follower.errors.read_text()
-    assert len(answer.split()) == 8
+    assert [int(word) for word in answer.split()] == expected[0][0]
     assert nothing == ""
-    assert "[8 tokens, " in leader.errors.read_text()
+    assert "[12 tokens, " in leader.errors.read_text()
     assert "tokens, " not in follower.errors.read_text()
 
 
