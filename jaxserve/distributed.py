@@ -129,7 +129,7 @@ def _initialize_jax(coordinator_address: str | None, num_processes: int | None, 
         )
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConfigError(
-            f"the processes cannot be joined: {error}",
+            f"the processes cannot be joined: {str(error).rstrip('.')}",
             remedy="Give coordinator_address (host:port of process 0), num_processes and process_id",
         ) from error
 
