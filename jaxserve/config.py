@@ -14,6 +14,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 LOAD_FORMATS = ("auto", "dummy")
 SEQUENCE_SCHEMES = ("auto", "ulysses", "gather", "ring", "bidirectional", "zigzag", "tokenring", "pass_q")
+MAX_NUM_SEQS = 4096
 
 
 T = TypeVar("T")
@@ -70,6 +71,10 @@ class EngineConfig:
         "auto", "how devices share the attention of a prompt that is computed in one step", SEQUENCE_SCHEMES
     )
     expert_parallel_size: int = option(1, "devices that share a layer's experts, and otherwise its weights")
+    num_redundant_experts: int = option(
+        0, "experts of each layer that are held twice, so that devices can share their load"
+    )
+    expert_rebalance_steps: int = option(0, "steps after which experts move to where recent loads want them; 0: never")
     quantization: str | None = option(None, "weight quantisation (none so far)")
     compilation_cache: str | None = option("auto", "folder of compiled programs kept between runs; auto, or none")
     progress: bool = option(True, "show a progress bar while the engine warms up")
@@ -86,8 +91,8 @@ class EngineConfig:
             optional = value is None and name != "max_num_seqs"
             if not optional and not (isinstance(value, int) and _is_int(value) and 1 <= value <= 1 << 30):
                 raise ConfigError(f"{name}={value!r} must be a positive whole number")
-        if self.max_num_seqs > 4096:
-            raise ConfigError(f"max_num_seqs={self.max_num_seqs} must be at most 4096")
+        if self.max_num_seqs > MAX_NUM_SEQS:
+            raise ConfigError(f"max_num_seqs={self.max_num_seqs} must be at most {MAX_NUM_SEQS}")
         if not _is_int(self.block_size) or self.block_size not in (8, 16, 32, 64, 128, 256):
             raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 8 to 256")
         if not _is_int(self.seed) or not -(1 << 63) <= self.seed < 1 << 63:
@@ -102,6 +107,9 @@ class EngineConfig:
             size = getattr(self, f"{name}_parallel_size")
             if not _is_int(size) or not 1 <= size <= 1 << 16:
                 raise ConfigError(f"{name}_parallel_size={size!r} must be a positive whole number")
+        for name in ("num_redundant_experts", "expert_rebalance_steps"):
+            if not _is_int(getattr(self, name)) or not 0 <= getattr(self, name) <= 1 << 30:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number, 0 or more")
         if self.quantization is not None:
             raise ConfigError(f"quantization={self.quantization!r} is not supported yet", remedy="Leave it out")
 
@@ -133,3 +141,21 @@ def cache_folder() -> Path:
     own = os.environ.get("JAXSERVE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else (Path(base) if base else Path.home() / ".cache") / "jaxserve"
+
+
+def gpu_share() -> float:
+    """The share of a GPU's memory that JAX takes for a process: $XLA_CLIENT_MEM_FRACTION (or its older name), else 0.75.
+
+    Source: https://docs.jax.dev/en/latest/gpu_memory_allocation.html.
+
+    Raises:
+      ConfigError: it is no such share.
+    """
+    text = os.environ.get("XLA_CLIENT_MEM_FRACTION") or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.75"
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"XLA_CLIENT_MEM_FRACTION={text!r} must be above 0 and at most 1")
+    return share

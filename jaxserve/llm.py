@@ -192,7 +192,7 @@ class LLM:
             "computed_tokens": self._engine.computed_tokens,
             "padded_tokens": self._engine.padded_tokens,
             "failed_steps": self._engine.failed_steps,
-            "compiles_after_ready": self._built.executor.num_late_compiles,
+            **self._built.executor.metrics(),
             "num_waiting": scheduler.num_waiting,
             "num_running": scheduler.num_running,
             "kv_blocks_held": scheduler.num_held_blocks,

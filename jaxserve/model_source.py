@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxserve.errors import CheckpointError
@@ -18,7 +19,10 @@ def find_model(model: str | Path) -> Path:
     Raises:
       CheckpointError: there is no such model, or it cannot be fetched.
     """
-    name = str(model)
+    return _find(str(model), _PATTERNS)
+
+
+def _find(name: str, patterns: Sequence[str]) -> Path:
     if not name:
         raise CheckpointError("the model name is empty", remedy=_choices())
     folder = Path(name).expanduser()
@@ -29,8 +33,19 @@ def find_model(model: str | Path) -> Path:
     if name in BUNDLED:
         return bundled_folder(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/", "~")):
-        return _download(name)
+        return _download(name, patterns)
     raise CheckpointError(f"there is no folder {name!r}, and it is no bundled model or hub id", remedy=_choices())
+
+
+def find_config(model: str | Path) -> Path:
+    """Like `find_model` where only the config is wanted: the path may be that of a config.json, and of a model on the hub
+    nothing else is fetched.
+
+    Raises:
+      CheckpointError: there is no such model, or it cannot be fetched.
+    """
+    path = Path(str(model)).expanduser()
+    return path if path.is_file() else _find(str(model), ("config.json", "generation_config.json"))
 
 
 def bundled_folder(name: str) -> Path:
@@ -41,14 +56,14 @@ def bundled_folder(name: str) -> Path:
     return folder
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, patterns: Sequence[str]) -> Path:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise CheckpointError(f"{hub_id} is no local folder", remedy="pip install huggingface-hub to download it")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"there is no folder {hub_id!r}, and the Hugging Face hub has no such model, or it needs a login"

@@ -36,6 +36,11 @@ def positions(batch: TokenBatch[jax.Array]) -> jax.Array:
     return jnp.where(index_t < batch.q_start_s[-1], pos_t, 0)
 
 
+def is_real(batch: TokenBatch[jax.Array]) -> jax.Array:
+    """Which tokens belong to a row, bool[t]; the others are padding."""
+    return jnp.arange(batch.ids_t.shape[0], dtype=jnp.int32) < batch.q_start_s[-1]
+
+
 def last_tokens(batch: TokenBatch[jax.Array]) -> jax.Array:
     """Index of every row's last token, i32[s]; of an empty row, that of the row before it."""
     return jnp.maximum(batch.q_start_s[1:] - 1, 0)

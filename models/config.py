@@ -10,19 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxserve.errors import CheckpointError, ConfigError
+from jaxserve.models.config_experts import Experts, mixtral_experts, qwen2_experts, qwen_experts
+from jaxserve.models.config_keys import LIMITS, number, positive_int
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
-
-# Far above any published model; a config beyond these is damaged or hostile and must not reach an allocator.
-_LIMITS = {
-    "hidden_size": 65_536,
-    "num_hidden_layers": 1_024,
-    "num_attention_heads": 1_024,
-    "intermediate_size": 1 << 20,
-    "vocab_size": 1 << 22,
-    "head_dim": 1_024,
-    "max_position_embeddings": 1 << 27,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +42,13 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """A dense decoder of the Llama shape. Hashable, so that it can be a static argument of a jitted function."""
+    """A decoder of the Llama shape. Hashable, so that it can be a static argument of a jitted function."""
 
     architecture: str
     vocab_size: int
     num_layers: int
     embed_size: int
-    ffn_size: int
+    ffn_size: int  # of dense layers
     num_heads: int
     num_kv_heads: int
     head_size: int
@@ -69,6 +60,7 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    experts: Experts | None = None
     windows: tuple[int | None, ...] = ()  # per layer: sliding window in tokens (itself included), None = full
     dtype: str = "float32"  # of the checkpoint
     eos_token_ids: tuple[int, ...] = ()
@@ -77,15 +69,17 @@ class ModelConfig:
     kv_repeat: int = 1  # times that each stored KV head occurs among the `num_kv_heads`
     vocab_padding: int = 0  # rows of zeros at the end of the embedding table
 
-    def for_shards(self, weight_shards: int, pool_shards: int) -> "ModelConfig":
-        """The same model, laid out so that so many devices can share its weights, and its KV heads: these are repeated if
-        they are too few (each copy serves a part of its queries), and the embedding table is padded.
+    def for_shards(self, weight_shards: int, pool_shards: int, expert_shards: int = 1) -> "ModelConfig":
+        """The same model, laid out so that so many devices can share its weights, its KV heads, and its experts: KV heads
+        are repeated if they are too few (each copy serves a part of its queries), and the embedding table is padded.
 
         Raises:
-          ConfigError: query heads or feed-forward columns do not divide; the sizes that would are named.
+          ConfigError: query heads, feed-forward columns or experts do not divide; the sizes that would are named.
         """
+        if self.experts:
+            self.experts.check_shards(expert_shards, weight_shards // expert_shards)
         repeated = math.lcm(self.num_kv_heads, pool_shards)
-        if self.num_heads % repeated or self.ffn_size % weight_shards:
+        if self.num_heads % repeated or self._dense_columns % weight_shards:
             raise ConfigError(
                 f"{self.num_heads} heads (of {self.num_kv_heads} KV heads) and {self.ffn_size} feed-forward columns cannot "
                 f"be shared evenly by {pool_shards} devices",
@@ -101,7 +95,14 @@ class ModelConfig:
     def _shard_counts(self) -> list[int]:
         """Numbers of devices that heads and feed-forward columns can be shared by."""
         counts = range(1, self.num_heads + 1)
-        return [n for n in counts if not self.num_heads % math.lcm(self.num_kv_heads, n) and not self.ffn_size % n]
+        return [
+            n for n in counts if not self.num_heads % math.lcm(self.num_kv_heads, n) and not self._dense_columns % n
+        ]
+
+    @property
+    def _dense_columns(self) -> int:
+        """`ffn_size`, if any layer is dense; else 0, which any number of devices can share."""
+        return 0 if self.experts and all(self.experts.layers) else self.ffn_size
 
     @property
     def group(self) -> int:
@@ -114,47 +115,48 @@ class ModelConfig:
         return 2 * self.num_layers * self.num_kv_heads * self.head_size
 
 
-def dense_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
-    """Read the config of a Llama, Mistral, Qwen2 or Qwen3 checkpoint.
+def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+    """Read the config of a Llama, Mistral, Qwen2 or Qwen3 checkpoint, or of one of their relatives with experts.
 
     Raises:
       CheckpointError: a key is missing, absurd, inconsistent, or asks for a feature that is not implemented.
     """
     architecture = architecture_of(raw)
     traits = _TRAITS[architecture]
-    embed_size = _positive_int(raw, "hidden_size")
-    num_heads = _positive_int(raw, "num_attention_heads")
-    num_kv_heads = _positive_int(raw, "num_key_value_heads", default=num_heads)
-    head_size = _positive_int(raw, "head_dim", default=max(embed_size // num_heads, 1))
-    num_layers = _positive_int(raw, "num_hidden_layers")
-    max_position = _positive_int(raw, "max_position_embeddings", default=2048)
+    embed_size = positive_int(raw, "hidden_size")
+    num_heads = positive_int(raw, "num_attention_heads")
+    num_kv_heads = positive_int(raw, "num_key_value_heads", default=num_heads)
+    head_size = positive_int(raw, "head_dim", default=max(embed_size // num_heads, 1))
+    num_layers = positive_int(raw, "num_hidden_layers")
+    max_position = positive_int(raw, "max_position_embeddings", default=2048)
     if num_heads % num_kv_heads:
         raise CheckpointError(
             f"num_attention_heads={num_heads} is not a multiple of num_key_value_heads={num_kv_heads}"
         )
     if head_size % 2 or head_size < 4:
         raise CheckpointError(f"head_dim={head_size} is odd or below 4; rotary embeddings need an even head size")
-    norm_eps = _number(raw, "rms_norm_eps", default=1e-6)
+    norm_eps = number(raw, "rms_norm_eps", default=1e-6)
     if norm_eps < 0:
         raise CheckpointError(f"config.json: rms_norm_eps={norm_eps} must not be negative")
     _refuse_unimplemented(raw)
     return ModelConfig(
         architecture=architecture,
-        vocab_size=_positive_int(raw, "vocab_size"),
+        vocab_size=positive_int(raw, "vocab_size"),
         num_layers=num_layers,
         embed_size=embed_size,
-        ffn_size=_positive_int(raw, "intermediate_size"),
+        ffn_size=positive_int(raw, "intermediate_size"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_size=head_size,
         norm_eps=norm_eps,
-        rope=_rope(raw, max_position),
+        rope=_rope(raw, max_position, traits.rope_theta),
         max_position=max_position,
         tie_embeddings=bool(raw.get("tie_word_embeddings", traits.tied)),
-        qkv_bias=traits.qkv_bias or bool(traits.bias_keys and raw.get("attention_bias", False)),
+        qkv_bias=bool(raw.get(traits.qkv_bias_key, traits.qkv_bias)),
         out_bias=bool(traits.out_bias_key and raw.get("attention_bias", False)),
         mlp_bias=bool(traits.mlp_bias_key and raw.get("mlp_bias", False)),
         qk_norm=traits.qk_norm,
+        experts=traits.experts(raw, num_layers) if traits.experts else None,
         windows=traits.windows(raw, num_layers),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
         eos_token_ids=token_ids(raw.get("eos_token_id"), "eos_token_id"),
@@ -179,7 +181,7 @@ def architecture_of(raw: Mapping[str, Any]) -> str:
 def token_ids(value: Any, key: str) -> tuple[int, ...]:
     """`None`, one id or a list of ids -> tuple of ids."""
     values = [] if value is None else value if isinstance(value, list) else [value]
-    limit = _LIMITS["vocab_size"]
+    limit = LIMITS["vocab_size"]
     if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < limit for v in values):
         raise CheckpointError(f"{key} must be a token id or a list of token ids, not {value!r:.80}")
     return tuple(values)
@@ -191,11 +193,13 @@ class _Traits:
 
     windows: Callable[[Mapping[str, Any], int], tuple[int | None, ...]]
     tied: bool = False
-    qkv_bias: bool = False  # always, whatever the config says
-    bias_keys: bool = False  # `attention_bias` is read for q, k, v
-    out_bias_key: bool = False  # ... and for o
+    qkv_bias: bool = False  # where the config says nothing
+    qkv_bias_key: str = ""  # the key that says it, if there is one
+    out_bias_key: bool = False  # `attention_bias` is read for o
     mlp_bias_key: bool = False
     qk_norm: bool = False
+    rope_theta: float = 10_000.0  # where the config names none
+    experts: Callable[[Mapping[str, Any], int], Experts] | None = None
 
 
 def _no_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
@@ -205,34 +209,61 @@ def _no_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ..
 
 def _mistral_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
     window = raw.get("sliding_window")
-    return (None if window is None else _positive_int(raw, "sliding_window"),) * num_layers
+    return (None if window is None else positive_int(raw, "sliding_window"),) * num_layers
 
 
 def _qwen_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
     """Layers from `max_window_layers` on are windowed, and only when `use_sliding_window` says so."""
     if not raw.get("use_sliding_window", False) or raw.get("sliding_window") is None:
         return (None,) * num_layers
-    window = _positive_int(raw, "sliding_window")
+    window = positive_int(raw, "sliding_window")
     types = raw.get("layer_types")
     if types is not None:
         if not isinstance(types, list) or len(types) != num_layers:
             raise CheckpointError(f"layer_types must list {num_layers} layers, not {types!r:.80}")
         return tuple(window if t == "sliding_attention" else None for t in types)
-    first = int(_number(raw, "max_window_layers", default=28))
+    first = int(number(raw, "max_window_layers", default=28))
     return tuple(window if layer >= first else None for layer in range(num_layers))
 
 
+def _windows_everywhere(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    return _mistral_windows(raw if raw.get("use_sliding_window", False) else {}, num_layers)
+
+
+def _no_windows_known(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    """No published checkpoint has windows, and versions of transformers differ in which layers would have one."""
+    if raw.get("use_sliding_window", False):
+        raise CheckpointError("use_sliding_window is not implemented for Qwen2-MoE")
+    return (None,) * num_layers
+
+
 _TRAITS: Mapping[str, _Traits] = {
-    "LlamaForCausalLM": _Traits(windows=_no_windows, bias_keys=True, out_bias_key=True, mlp_bias_key=True),
+    "LlamaForCausalLM": _Traits(
+        windows=_no_windows, qkv_bias_key="attention_bias", out_bias_key=True, mlp_bias_key=True
+    ),
     "MistralForCausalLM": _Traits(windows=_mistral_windows),
     "Qwen2ForCausalLM": _Traits(windows=_qwen_windows, qkv_bias=True),
-    "Qwen3ForCausalLM": _Traits(windows=_qwen_windows, bias_keys=True, out_bias_key=True, qk_norm=True),
+    "Qwen3ForCausalLM": _Traits(windows=_qwen_windows, qkv_bias_key="attention_bias", out_bias_key=True, qk_norm=True),
+    "MixtralForCausalLM": _Traits(windows=_mistral_windows, rope_theta=1_000_000.0, experts=mixtral_experts),
+    "Qwen2MoeForCausalLM": _Traits(
+        windows=_no_windows_known, qkv_bias=True, qkv_bias_key="qkv_bias", experts=qwen2_experts
+    ),
+    "Qwen3MoeForCausalLM": _Traits(
+        windows=_windows_everywhere,
+        qkv_bias_key="attention_bias",
+        out_bias_key=True,
+        qk_norm=True,
+        experts=qwen_experts,
+    ),
 }
 _BY_MODEL_TYPE = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 ARCHITECTURES: tuple[str, ...] = tuple(sorted(_TRAITS))
 
@@ -257,7 +288,7 @@ def _refuse_unimplemented(raw: Mapping[str, Any]) -> None:
         raise CheckpointError(f"layer_types {sorted(set(map(str, unknown)))!s:.80} are not implemented")
 
 
-def _rope(raw: Mapping[str, Any], max_position: int) -> Rope:
+def _rope(raw: Mapping[str, Any], max_position: int, default_theta: float) -> Rope:
     """Both spellings: `rope_theta` + `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5)."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
@@ -267,16 +298,16 @@ def _rope(raw: Mapping[str, Any], max_position: int) -> Rope:
         raise CheckpointError(f"rope type {kind!r} is not implemented (only {', '.join(ROPE_KINDS)})")
     theta_from = scaling if "rope_theta" in scaling else raw
     optional: dict[str, Any] = {
-        key: _number(scaling, key)
+        key: number(scaling, key)
         for key in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
         if scaling.get(key) is not None
     }
-    optional |= {key: _number(scaling, key) for key in ("mscale", "mscale_all_dim") if scaling.get(key)}
+    optional |= {key: number(scaling, key) for key in ("mscale", "mscale_all_dim") if scaling.get(key)}
     rope = Rope(
         kind=kind,
-        theta=_number(theta_from, "rope_theta", default=10_000.0),
-        factor=_number(scaling, "factor", default=None if kind not in ("default",) else 1.0),
-        original_max_position=int(_number(scaling, "original_max_position_embeddings", default=max_position)),
+        theta=number(theta_from, "rope_theta", default=default_theta),
+        factor=number(scaling, "factor", default=None if kind not in ("default",) else 1.0),
+        original_max_position=int(number(scaling, "original_max_position_embeddings", default=max_position)),
         truncate=bool(scaling.get("truncate", True)),
         **optional,
     )
@@ -287,21 +318,3 @@ def _rope(raw: Mapping[str, Any], max_position: int) -> Rope:
             f"rope parameters leave no range of frequencies: theta={rope.theta}, {dict(scaling)!s:.200}"
         )
     return rope
-
-
-def _number(raw: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = raw.get(key)
-    value = default if value is None else value
-    if value is None:
-        raise CheckpointError(f"config.json lacks {key}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 1e18:
-        raise CheckpointError(f"config.json: {key} must be a finite number, not {value!r:.80}")
-    return float(value)
-
-
-def _positive_int(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = _number(raw, key, default)
-    limit = _LIMITS.get(key, 1 << 30)
-    if value != int(value) or not 1 <= value <= limit:
-        raise CheckpointError(f"config.json: {key}={value:.40g} must be a whole number from 1 to {limit}")
-    return int(value)

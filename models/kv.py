@@ -40,15 +40,15 @@ class KVPages(Generic[T]):
         return self.pages_pkbd.shape[0] // self.num_layers  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def pool_head_size(head_size: int) -> int:
+def pool_head_size(head_size: int, platform: str | None = None) -> int:
     """Numbers that a head's key, or its value, takes in the pool. On TPU both together fill whole lanes: of a narrower pool
     XLA would keep the pages in lanes, and turn all of it around for the kernels and back."""
-    return -(-head_size // 64) * 64 if target_platform() == "tpu" else head_size
+    return -(-head_size // 64) * 64 if (platform or target_platform()) == "tpu" else head_size
 
 
-def block_bytes(cfg: ModelConfig, block_size: int, dtype: jnp.dtype) -> int:
-    """Bytes of one block over all layers."""
-    values = 2 * cfg.num_layers * cfg.num_kv_heads * pool_head_size(cfg.head_size)
+def block_bytes(cfg: ModelConfig, block_size: int, dtype: jnp.dtype, platform: str | None = None) -> int:
+    """Bytes of one block over all layers. `platform`: where it is to lie; None: where programs are traced for."""
+    values = 2 * cfg.num_layers * cfg.num_kv_heads * pool_head_size(cfg.head_size, platform)
     return values * block_size * jnp.dtype(dtype).itemsize
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.errors import CheckpointError
-from jaxserve.models.config import ARCHITECTURES, ModelConfig, architecture_of, dense_from_hf
+from jaxserve.models.config import ARCHITECTURES, ModelConfig, architecture_of, from_hf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,19 +29,21 @@ def family_of(cfg: ModelConfig) -> ModelFamily:
     return ModelFamily(abstract=module.abstract, forward=module.forward, logits=module.logits)
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Parse and check `config.json`; eos ids come from `generation_config.json` where it names them.
+def read_config(path: Path) -> ModelConfig:
+    """Parse and check the `config.json` of a model folder, or `path` itself if it is a file; eos ids come from
+    `generation_config.json` beside it where that names them.
 
     Raises:
       CheckpointError: the file is missing, not JSON, or describes what is not implemented.
     """
-    raw = read_json(folder / "config.json")
+    path = path if path.is_file() else path / "config.json"
+    raw = read_json(path)
     architecture_of(raw)
-    generation = folder / "generation_config.json"
+    generation = path.with_name("generation_config.json")
     if generation.is_file():
         eos = read_json(generation).get("eos_token_id")
         raw = raw | ({} if eos is None else {"eos_token_id": eos})
-    return dense_from_hf(raw)
+    return from_hf(raw)
 
 
 def read_json(path: Path) -> dict[str, Any]:

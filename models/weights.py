@@ -3,8 +3,9 @@
 The folder is untrusted: only safetensors are read, never a pickle, and a name in an index cannot leave the folder.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError, safe_open
 
 from jaxserve.errors import CheckpointError
-from jaxserve.models.spec import WeightSpec, is_spec, leaves
+from jaxserve.models.spec import Part, WeightSpec, is_spec, leaves
 from jaxserve.sharding.mesh import ONE_DEVICE, Parallel
 from jaxserve.sharding.rules import partition
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_AT_ONCE = 32  # tensors read before their files are opened anew
 # Stored by some exporters, computed or shared here.
 _HARMLESS = ("rotary_emb.inv_freq", "lm_head.weight", "masked_bias", "attn.bias")
 
@@ -153,25 +155,32 @@ def _check(files: Mapping[str, Path], specs: Any) -> None:
 
 def _read(files: Mapping[str, Path], spec: WeightSpec, dtype: jnp.dtype) -> np.ndarray:
     """Assemble one parameter."""
-    first = spec.parts[0]
-    if len(spec.parts) == 1 and not first.where:
-        return _read_tensor(files, first.name).reshape(spec.shape).astype(dtype, copy=False)
+    if len(spec.parts) == 1 and not spec.parts[0].where:
+        ((_, stored),) = _read_parts(files, spec.parts)
+        return stored.reshape(spec.shape).astype(dtype, copy=False)
     whole = np.zeros(spec.shape, dtype)
-    for part in spec.parts:
-        region, stored = whole[part.where], _read_tensor(files, part.name)
+    for part, stored in _read_parts(files, spec.parts):
+        region = whole[part.where]
         if part.repeat > 1:
             stored = np.repeat(stored.reshape(len(region) // part.repeat, -1), part.repeat, axis=0)
         np.copyto(region, stored.reshape(region.shape), casting="unsafe")
     return whole
 
 
-def _read_tensor(files: Mapping[str, Path], name: str) -> np.ndarray:
-    """One tensor of the checkpoint. Its file is opened anew each time, so that pages already read do not stay mapped."""
-    with _open(files[name]) as tensors:
-        try:
-            return tensors.get_tensor(name)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{name} in {files[name].name} cannot be read: {error}") from None
+def _read_parts(files: Mapping[str, Path], parts: Sequence[Part]) -> Iterator[tuple[Part, np.ndarray]]:
+    """Tensors of the checkpoint, one at a time. What was read of a file stays mapped while it is open; but to open one is to
+    read the names of all its tensors, and a layer's experts are hundreds. So files are opened for some tensors at once."""
+    for begin in range(0, len(parts), _AT_ONCE):
+        some = parts[begin : begin + _AT_ONCE]
+        with contextlib.ExitStack() as stack:
+            opened = {path: stack.enter_context(_open(path)) for path in {files[part.name] for part in some}}
+            for part in some:
+                path = files[part.name]
+                try:
+                    stored = opened[path].get_tensor(part.name)
+                except (SafetensorError, OSError, ValueError) as error:
+                    raise CheckpointError(f"{part.name} in {path.name} cannot be read: {error}") from None
+                yield part, stored
 
 
 def _random_leaf(key: jax.Array, spec: WeightSpec, dtype: jnp.dtype, sharding: NamedSharding | None) -> jax.Array:

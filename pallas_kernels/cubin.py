@@ -14,7 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CAPABILITIES = {"t4": 75, "a100": 80, "l4": 89, "h100": 90, "b200": 100}
+from jaxserve.pallas_kernels.chips import GPUS
+
+CAPABILITIES = {chip: GPUS[chip].compute for chip in ("t4", "a100-80gb", "l4", "h100", "b200")}  # one chip of each
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # of one program, at most;
 # CUDA C++ programming guide, table "Technical Specifications per Compute Capability"
 

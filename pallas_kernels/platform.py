@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxserve.pallas_kernels.ahead_of_time import GPUS
+from jaxserve.pallas_kernels.chips import GPUS
 
 
 def target_platform() -> str:

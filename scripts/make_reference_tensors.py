@@ -7,8 +7,8 @@ Needs torch and transformers (eager attention, float32, one thread):
     python scripts/make_reference_tensors.py llama3 qwen2    # some
     python scripts/make_reference_tensors.py --find-seeds    # prints the first good seed of each case, writes nothing
 
-A seed is good if no greedy step is a near tie (then rounding could not change the tokens), the continuation does not
-run in a short circle, and decoding with a cache gives the same tokens as without.
+A seed is good if no greedy step is a near tie (then rounding could not change the tokens), nor any choice of experts, the
+continuation does not run in a short circle, and decoding with a cache gives the same tokens as without.
 """
 
 import argparse
@@ -28,6 +28,7 @@ PROMPT_TOKENS = 40
 NEW_TOKENS = 64
 MIN_GAP = 5e-3
 MIN_DISTINCT = 16
+MIN_ROUTER_GAP = 1e-4
 
 
 def load_reference(folder: str | Path) -> Any:
@@ -69,6 +70,21 @@ def greedy(model: Any, prompt_n: np.ndarray, use_cache: bool = True) -> tuple[np
     return np.array(ids[len(prompt_n) :], np.int32), min(gaps)
 
 
+def router_gap(model: Any, ids_n: np.ndarray) -> float:
+    """Smallest difference between the router logits of the last expert chosen and the first one that is not."""
+    import torch
+
+    per_token, gaps = getattr(model.config, "num_experts_per_tok", 0), [np.inf]
+    with torch.inference_mode():
+        options = {"output_router_logits": True} if per_token else {}
+        out = model(torch.tensor(ids_n[None].astype(np.int64)), use_cache=False, **options)
+    for logits_nx in getattr(out, "router_logits", None) or ():
+        ordered_nx = logits_nx.sort(dim=-1, descending=True).values
+        if per_token < ordered_nx.shape[-1]:
+            gaps.append(float((ordered_nx[:, per_token - 1] - ordered_nx[:, per_token]).min()))
+    return min(gaps)
+
+
 def reference(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     """All golden tensors of one case. Each part uses a fresh model: dynamic RoPE keeps state between calls."""
     import torch
@@ -101,9 +117,13 @@ def complaints(config: dict[str, Any], seed: int) -> list[str]:
     if "dynamic" not in str(config.get("rope_scaling")):
         with tempfile.TemporaryDirectory() as folder:
             toy.write_checkpoint(folder, config, seed)
-            again, _ = greedy(load_reference(folder), made["prompt_token_ids"], use_cache=False)
+            model = load_reference(folder)
+            again, _ = greedy(model, made["prompt_token_ids"], use_cache=False)
+            gap = router_gap(model, np.concatenate([made["prompt_token_ids"], again]))
         if not np.array_equal(again, made["greedy_token_ids"]):
             found.append("cache changes tokens")
+        if gap < MIN_ROUTER_GAP:
+            found.append(f"near tie of experts {gap:.1e}")
     return found
 
 

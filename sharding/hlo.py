@@ -26,6 +26,10 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((
 _CALLEE = re.compile(r"\b(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLEES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# What XLA adds by itself: `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`, along an axis of a mesh of these devices.
+_NAMED_GROUPS = re.compile(
+    r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}:]*)\}"
+)
 _TYPE = re.compile(r"\(|\)|([a-z]\w*)\[([\d,<=]*)\]")
 
 
@@ -273,6 +277,10 @@ def _groups(rest: str, text: str) -> tuple[tuple[int, ...], ...]:
     counted = re.search(r"\breplica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
     if counted:
         return _iota(int(counted[2]), [int(d) for d in counted[3].split(",")], counted[4])
+    if named := _NAMED_GROUPS.search(rest):
+        places, dims = _along(named[1], re.findall(r"'([^']+)'", named[4])), named[2] or ""
+        ids = sum(_iota(1, [int(d) for d in dims.split(",")], named[3]), ()) if dims else range(sum(map(len, places)))
+        return tuple(sorted(tuple(ids[place] for place in group) for group in places))
     if listed or "replica_groups=" not in rest:
         head = text.split("\n", 1)[0]
         sizes = [int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", head)]
@@ -288,3 +296,10 @@ def _iota(group_size: int, dims: list[int], order_text: str | None) -> tuple[tup
     for axis in order:
         ids = [start + step * strides[axis] for start in ids for step in range(dims[axis])]
     return tuple(tuple(ids[i : i + group_size]) for i in range(0, len(ids), group_size))
+
+
+def _along(mesh: str, axes: list[str]) -> tuple[tuple[int, ...], ...]:
+    """The places in a mesh `'a'=2,'b'=4` that differ only along some axes."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    order = [i for i, name in enumerate(sizes) if name not in axes] + [list(sizes).index(name) for name in axes]
+    return _iota(math.prod(sizes[name] for name in axes), list(sizes.values()), ",".join(map(str, order)))

@@ -45,7 +45,7 @@ def linear_attention(
       causal: no token sees later ones (static). If not, there is neither decay nor a state before.
 
     Returns: float[t n d] in q's dtype, not normalised, padding's unspecified but finite; and f32[k h d], the state after the
-    last token, on all devices: what `decode_step` goes on with.
+    last token (of the last request, where there are several), on all devices: what `decode_step` goes on with.
 
     Raises: ValueError for decay or a state without `causal`.
     """

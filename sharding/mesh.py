@@ -61,13 +61,18 @@ def make_mesh(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
     if devices is None and jax.process_count() > 1:
         devices = _of_every_process(parallel)
     devices = list(devices if devices is not None else jax.devices())
-    if parallel.num_devices > len(devices):
-        raise ConfigError(
-            f"{parallel} needs {parallel.num_devices} devices, but there are {len(devices)} ({devices[0].device_kind})",
-            remedy="Lower the parallel sizes" + _how_to_emulate(devices[0].platform, parallel.num_devices),
-        )
+    check_count(parallel, len(devices), devices[0].device_kind, devices[0].platform)
     kinds = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(parallel.sizes, AXES, axis_types=kinds, devices=devices[: parallel.num_devices])
+
+
+def check_count(parallel: Parallel, num_devices: int, kind: str, platform: str) -> None:
+    """Raises: ConfigError if a mesh needs more devices than there are."""
+    if parallel.num_devices > num_devices:
+        raise ConfigError(
+            f"{parallel} needs {parallel.num_devices} devices, but there are {num_devices} ({kind})",
+            remedy="Lower the parallel sizes" + _how_to_emulate(platform, parallel.num_devices),
+        )
 
 
 def _of_every_process(parallel: Parallel) -> list[Any]:

@@ -1,11 +1,11 @@
 """Ring attention: keys and values travel from device to device, queries stay.
 
-The next block is under way while one is attended to. Loops are unrolled, so that the compiler sees every step's permute.
+The next block is under way while one is attended to (`call.tied`). Loops are unrolled: every step is a permute of its own.
 """
 
 import jax
 
-from jaxserve.sharding.call import Call, stack
+from jaxserve.sharding.call import Call, stack, tied
 from jaxserve.sharding.collectives import send
 from jaxserve.sharding.layout import AXIS
 from jaxserve.sharding.merge import merge
@@ -16,33 +16,33 @@ def ring(q_tnh: jax.Array, k_tkh: jax.Array, v_tkh: jax.Array, call: Call) -> ja
 
     Source: arXiv 2310.01889.
     """
-    here = stack(k_tkh, v_tkh)
-    coming = _forward(here) if call.num_steps else here
-    done = call.attend(q_tnh, here)
+    own = stack(k_tkh, v_tkh)
+    coming = _forward(own) if call.num_steps else own
+    done = call.attend(q_tnh, own)
     for step in range(1, call.num_steps + 1):
-        here = coming
-        if step < call.num_steps:
-            coming = _forward(here)
-        done = merge(done, call.attend(q_tnh, here, k_hop=step))
+        here, done = tied(coming, done)
+        coming = _forward(here) if step < call.num_steps else here
+        part = call.attend(q_tnh, here, k_hop=step)
+        coming, part = tied(coming, part)
+        done = merge(done, part)
     return done.out_tnh
 
 
 def both_ways(q_tnh: jax.Array, k_tkh: jax.Array, v_tkh: jax.Array, call: Call) -> jax.Array:
     """Two copies go opposite ways: half the steps, with both directions of every link in use. No window ends it early."""
-    own = stack(k_tkh, v_tkh)
     ahead, behind = call.num_devices // 2, (call.num_devices - 1) // 2  # steps in each direction
-    from_before = _forward(own) if ahead else own
-    from_after = _backward(own) if behind else own
+    own = stack(k_tkh, v_tkh)
+    coming = (_forward(own) if ahead else own, _backward(own) if behind else own)
     done = call.attend(q_tnh, own)
     for step in range(1, ahead + 1):
-        before, after = from_before, from_after
-        if step < ahead:
-            from_before = _forward(before)
-        if step < behind:
-            from_after = _backward(after)
-        done = merge(done, call.attend(q_tnh, before, k_hop=step))
+        (before, after), done = tied(coming, done)
+        coming = (_forward(before) if step < ahead else before, _backward(after) if step < behind else after)
+        parts = [call.attend(q_tnh, before, k_hop=step)]
         if step <= behind:
-            done = merge(done, call.attend(q_tnh, after, k_hop=-step))
+            parts.append(call.attend(q_tnh, after, k_hop=-step))
+        coming, parts = tied(coming, parts)
+        for part in parts:
+            done = merge(done, part)
     return done.out_tnh
 
 

@@ -80,7 +80,7 @@ def refusal(scheme: str, case: Case) -> str:
     match scheme:
         case "ulysses" if case.num_heads % case.num_devices:
             return f"{case.num_heads} query heads cannot be split over {case.num_devices} devices"
-        case "zigzag" if case.share % 2:
+        case "zigzag" if case.share % 2 and case.num_devices > 1:
             return f"zig-zag needs an even number of tokens on each device, not {case.share}"
         case "bidirectional" if ends_early:
             return f"a window of {case.window} reaches back over a part of the ring, and nothing is needed from ahead"
@@ -110,7 +110,7 @@ def sent_bytes(scheme: str, case: Case) -> int:
         case "tokenring":
             return steps * (case.q_bytes + case.partial_bytes)
         case "pass_q":
-            return (size - 1) * case.q_bytes + size * case.partial_bytes
+            return (size - 1) * (case.q_bytes + case.partial_bytes) + case.q_bytes
     raise ValueError(f"{scheme=} is unknown; there are: {', '.join(SCHEMES)}")
 
 
@@ -152,8 +152,8 @@ def estimate_s(scheme: str, case: Case, links: Links) -> float:
             sent_s = max(there_s, back_s) if links.is_torus else there_s + back_s
             return ring_s(slowest_s, steps, sent_s, steps + 1) + (back_s if steps else 0.0)
         case "pass_q":
-            home_s = hop_s(case.partial_bytes)
-            return ring_s(slowest_s, size - 1, hop_s(case.q_bytes) + home_s) + home_s
+            home_s = hop_s(case.q_bytes)
+            return ring_s(slowest_s, size - 1, hop_s(case.partial_bytes) + home_s) + home_s
     raise ValueError(f"{scheme=} is unknown; there are: {', '.join(SCHEMES)}")
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from jaxserve import LLM, SamplingParams
+from jaxserve.config import SEQUENCE_SCHEMES
 from jaxserve.errors import ConfigError
 from tests.models import toy
 
 # 8 heads over 2 KV heads, 163 tokens: on most meshes KV heads must be repeated and the vocabulary padded.
 CONFIG = toy.CASES["qwen3"]["config"] | {"num_attention_heads": 8, "num_hidden_layers": 2, "vocab_size": 163}
+MOE_CONFIG = toy.CASES["qwen2_moe"]["config"] | {"num_attention_heads": 8, "num_hidden_layers": 2, "vocab_size": 163}
 RNG = np.random.default_rng(0)
 PREFIX = RNG.integers(1, 160, 32).tolist()
 PROMPTS = [PREFIX + RNG.integers(1, 160, length).tolist() for length in (3, 5, 19, 8)]
@@ -71,6 +73,47 @@ def test_answers_do_not_depend_on_the_mesh(sizes: dict[str, int], checkpoint: Pa
 @pytest.mark.parametrize("sizes", SLOW)
 def test_answers_do_not_depend_on_any_mesh(sizes: dict[str, int], checkpoint: Path, expected: list[Any]):
     assert_same(answers(checkpoint, **sizes), expected)
+
+
+@pytest.fixture(scope="module")
+def moe_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_checkpoint(tmp_path_factory.mktemp("qwen2_moe"), MOE_CONFIG, seed=3)
+
+
+@pytest.fixture(scope="module")
+def moe_expected(moe_checkpoint: Path) -> list[Any]:
+    return answers(moe_checkpoint)
+
+
+@pytest.mark.parametrize("sizes", [of_size(expert=4, tensor=2)])
+def test_experts_may_be_shared_and_moved(sizes: dict[str, int], moe_checkpoint: Path, moe_expected: list[Any]):
+    llm = LLM(str(moe_checkpoint), **OPTIONS, **sizes, num_redundant_experts=4, expert_rebalance_steps=8)
+    assert_same(llm.generate([{"prompt_token_ids": p} for p in PROMPTS], GREEDY), moe_expected[: len(PROMPTS)])
+    metrics = llm.metrics()
+    assert metrics["compiles_after_ready"] == 0
+    assert metrics["expert_moves"] > 0
+    # Every computed token but those of a last layer that only its row's end needs (none here: all are scored).
+    assert np.sum(metrics["expert_tokens"][0]) == MOE_CONFIG["num_experts_per_tok"] * metrics["computed_tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes",
+    [of_size(expert=2), of_size(expert=8), of_size(tensor=4), of_size(data=2, expert=2, tensor=2), of_size(sequence=8)],
+)
+def test_experts_on_any_mesh(sizes: dict[str, int], moe_checkpoint: Path, moe_expected: list[Any]):
+    assert_same(answers(moe_checkpoint, **sizes), moe_expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", [scheme for scheme in SEQUENCE_SCHEMES if scheme not in ("auto", "ulysses")])
+def test_a_prompt_alone_may_be_shared_by_any_scheme(scheme: str, checkpoint: Path, expected: list[Any]):
+    options = OPTIONS | {"max_num_seqs": 1, "max_num_batched_tokens": 64, "sequence_parallel_scheme": scheme}
+    llm = LLM(str(checkpoint), **options, sequence_parallel_size=4, tensor_parallel_size=2)
+    assert_same(llm.generate([{"prompt_token_ids": p} for p in PROMPTS], GREEDY), expected[: len(PROMPTS)])
+    metrics = llm.metrics()
+    assert metrics["compiles_after_ready"] == 0
+    assert metrics["steps_by_scheme"][scheme] >= len(PROMPTS)
 
 
 def assert_same(actual: list[Any], expected: list[Any]) -> None:

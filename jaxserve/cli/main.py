@@ -18,6 +18,7 @@ COMMANDS = {
     "chat": ("jaxserve.cli.chat", "talk with a model in the terminal"),
     "run-batch": ("jaxserve.cli.run_batch", "answer a file of requests in the OpenAI batch format; resumable"),
     "bench": ("jaxserve.cli.bench", "measure throughput or latency on random prompts"),
+    "plan": ("jaxserve.cli.plan", "tell whether a model fits some devices, and how it would be spread over them"),
     "models": ("jaxserve.cli.models", "list what can be served, or describe one checkpoint"),
 }
 EXIT_USAGE = 2

@@ -1,4 +1,5 @@
 """List what can be served, or describe one checkpoint: family, parameters, context, memory.
+Whether it fits given devices, `jaxserve plan` tells.
 
 examples:
   jaxserve models                     bundled, in the hub cache, and in folders below this one
@@ -14,7 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxserve.config import EngineConfig
 from jaxserve.errors import CheckpointError
+from jaxserve.memory import room
+from jaxserve.memory.room import size_text
 from jaxserve.model_source import BUNDLED, find_model
 from jaxserve.models.config import ARCHITECTURES, ModelConfig
 from jaxserve.models.registry import read_config, read_json
@@ -22,6 +26,7 @@ from jaxserve.models.registry import read_config, read_json
 USAGE = "jaxserve models [MODEL] [options]"
 DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_BOUNDLESS = 1 << 60  # bytes of a device that everything fits
 MAX_HEADER_BYTES = 100 << 20  # as the safetensors library: a longer header is damage or an attack
 
 
@@ -90,27 +95,28 @@ def is_checkpoint(folder: Path) -> bool:
 
 def describe(folder: Path, max_model_len: int | None, max_num_seqs: int) -> dict[str, Any]:
     """The facts of a checkpoint, read from its config and the headers of its weights; no tensor is loaded."""
+    config = EngineConfig(max_model_len=max_model_len, max_num_seqs=max_num_seqs)
     cfg = read_config(folder)
     tensors = [entry for path in sorted(folder.glob("*.safetensors")) for entry in tensor_headers(path)]
-    weight_bytes = sum(DTYPE_BYTES.get(dtype, 4) * size for dtype, size in tensors)
-    context = min(max_model_len or cfg.max_position, cfg.max_position)
+    from jaxserve.memory.plan import lay_out  # not at the top: it imports jax
+
+    plan = lay_out(config, cfg, room.of_size(_BOUNDLESS, num_devices=1))
+    pool = f"{max_num_seqs} x {plan.max_model_len:,} tokens"
     facts: dict[str, Any] = {
         "folder": str(folder),
         "architecture": cfg.architecture,
         "shape": shape_sentence(cfg),
         "vocabulary": f"{cfg.vocab_size:,} tokens",
         "context": f"{cfg.max_position:,} tokens",
+        "KV cache": f"{size_text(plan.block_bytes / plan.block_size)} per token",
+        "memory": f"{size_text(plan.needs.total + plan.pool_bytes)} for weights, a step, and {pool}, all on one device",
     }
     if not tensors:
         return facts | {"weights": 'no *.safetensors here; only load_format="dummy" can run it'}
     dtypes = sorted({DTYPE_NAMES.get(dtype, dtype) for dtype, _ in tensors})
-    kv_bytes = cfg.kv_values_per_token * (4 if dtypes == ["float32"] else 2)
-    tokens = context * max_num_seqs
     return facts | {
         "parameters": f"{count(sum(size for _, size in tensors))} in {', '.join(dtypes)}",
-        "weights": size_text(weight_bytes),
-        "KV cache": f"{size_text(kv_bytes)} per token",
-        "memory": f"{size_text(weight_bytes + kv_bytes * tokens)} for weights and {max_num_seqs} x {context:,} tokens",
+        "weights": size_text(sum(DTYPE_BYTES.get(dtype, 4) * size for dtype, size in tensors)),
         "tokenizer": "yes" if (folder / "tokenizer.json").exists() else "no: token ids in and out",
         "chat template": "yes" if has_chat_template(folder) else "no",
     }
@@ -151,12 +157,3 @@ def count(number: int) -> str:
         if number >= limit:
             return f"{number / limit:.3g} {unit}"
     return str(number)
-
-
-def size_text(num_bytes: float) -> str:
-    """Bytes in the unit that keeps the number below 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,12 +14,14 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxserve.executor.compiles import count_compiles
+from jaxserve.executor.experts import ExpertBook
 from jaxserve.executor.failure import explain
 from jaxserve.executor.inputs import empty_inputs, make_inputs, places
 from jaxserve.executor.ladder import Rung, fit
-from jaxserve.executor.program import DeviceState, StepOutputs, jit_copy, jit_start, jit_step, shardings
+from jaxserve.executor.program import DeviceState, StepOutputs, jit_copy, jit_repack, jit_start, jit_step, shardings
 from jaxserve.models.batch import TokenBatch
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.moe import Placement
 from jaxserve.models.registry import ModelFamily
 from jaxserve.pallas_kernels.ragged_paged_attention import checks
 from jaxserve.request import Task
@@ -52,8 +55,9 @@ class LocalExecutor:
         max_model_len: int,
         attention_backend: str | None,
         mesh: Mesh | None = None,
+        experts: ExpertBook | None = None,
     ):
-        """`params` lie on the mesh; `empty_state` makes arrays for all of its replicas."""
+        """`params` lie on the mesh; `empty_state` makes arrays for all of its replicas; `experts` if the model has any."""
         self._params, self._ladder = params, ladder
         self._num_replicas = 1 if mesh is None else mesh.shape["data"]
         shapes = jax.eval_shape(empty_state)
@@ -69,10 +73,12 @@ class LocalExecutor:
             "num_replicas": self._num_replicas,
         }
         self._jitted_step = jit_step(family, cfg, attention_backend, params, shapes, mesh)
+        self._experts, self._mesh = experts, mesh
         self._jitted_copy = jit_copy(shapes, mesh)
         self._jitted_start = jit_start(shapes, mesh)
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self.num_late_compiles = 0  # compilations while dispatching: a bug if not 0
+        self.steps_by_scheme: Counter[str] = Counter()  # of prompts whose attention was shared by a scheme of its own
 
     def capacity(self) -> Capacity:
         """Pool, slots and compiled step sizes."""
@@ -93,6 +99,11 @@ class LocalExecutor:
         jobs["start"] = lambda: self._jitted_start.lower(
             self._state.sampler, *_history_chunk(0, True, 0.0, (), (), (), 0)
         )
+
+        if self._experts is not None and self._experts.placement is not None:
+            moe = self._params.layers[self._experts.layers[0]].mlp
+            source_s = np.arange(self._experts.plan.expert_ls.shape[1], dtype=np.int32)
+            jobs["repack"] = lambda: jit_repack(moe, self._mesh).lower(moe, source_s)
 
         def compile_one(name: Any) -> tuple[Any, Callable[..., Any]]:
             return name, jobs[name]().compile()
@@ -118,14 +129,26 @@ class LocalExecutor:
             self._copy_blocks(plan.copies)
             for start in plan.starts:
                 self._start_slot(start)
-            outputs, self._state = self._compiled[rung](self._params, self._state, inputs)
+            self._move_experts(plan.index)
+            outputs, self._state = self._compiled[rung](self._params, self._state, inputs, self._placement)
             self.num_late_compiles += count_compiles() - compiles
+            if rung.scheme is not None:
+                self.steps_by_scheme[rung.scheme] += 1
         return Pending(plan, rung, outputs)
 
     def collect(self, pending: Pending) -> StepResult:
         """Fetch a step's tokens, and what else its rows asked for."""
         with self._losing_state_on_failure(pending.plan):
+            if self._experts is not None:
+                self._experts.note(np.asarray(pending.outputs.experts_1lx))
             return self._fetch_result(pending)
+
+    def metrics(self) -> dict[str, Any]:
+        """What the steps so far have shown of compilation, schemes and experts."""
+        return {
+            "compiles_after_ready": self.num_late_compiles,
+            "steps_by_scheme": dict(self.steps_by_scheme),
+        } | (self._experts.metrics() if self._experts is not None else {})
 
     @contextlib.contextmanager
     def _losing_state_on_failure(self, plan: StepPlan) -> Iterator[None]:
@@ -168,7 +191,21 @@ class LocalExecutor:
             )
 
     def _lower(self, rung: Rung) -> Any:
-        return self._jitted_step.lower(self._params, self._state, empty_inputs(rung, **self._sizes))
+        return self._jitted_step.lower(self._params, self._state, empty_inputs(rung, **self._sizes), self._placement)
+
+    @property
+    def _placement(self) -> Placement[Any] | None:
+        return None if self._experts is None else self._experts.placement
+
+    def _move_experts(self, num_steps: int) -> None:
+        source_ls = None if self._experts is None else self._experts.next_sources(num_steps)
+        if self._experts is None or source_ls is None:
+            return
+        layers = list(self._params.layers)
+        for index, source_s in zip(self._experts.layers, source_ls, strict=True):
+            moe = self._compiled["repack"](layers[index].mlp, source_s)
+            layers[index] = dataclasses.replace(layers[index], mlp=moe)
+        self._params = dataclasses.replace(self._params, layers=tuple(layers))
 
     def _copy_blocks(self, copies: tuple[BlockCopy, ...]) -> None:
         """Each call copies up to `_COPIES` blocks of every replica; unused pairs point past the pool."""

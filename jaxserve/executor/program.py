@@ -18,6 +18,7 @@ from jaxserve.executor.inputs import StepInputs
 from jaxserve.models.batch import last_tokens
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import POOL_AXES, KVPages, copy_blocks
+from jaxserve.models.moe import Moe, Placement, repacked
 from jaxserve.models.registry import ModelFamily
 from jaxserve.sampling import sampler
 from jaxserve.sampling.sampler import STATE_AXES, Logprobs, SamplerState
@@ -43,6 +44,7 @@ class StepOutputs:
     logprobs: Logprobs
     hidden_se: jax.Array  # last hidden state of each row
     prompt: Logprobs
+    experts_1lx: jax.Array | None  # tokens that each expert of each layer was given; None: there are no experts
 
 
 def jit_step(
@@ -62,9 +64,12 @@ def jit_step(
     if mesh.is_multi_process:  # a host can read only what lies on its own devices
         step, outputs = _gathering(step), _SAME
 
-    def on_mesh(params: Any, state: DeviceState, inputs: StepInputs[jax.Array]) -> tuple[StepOutputs, DeviceState]:
+    def on_mesh(
+        params: Any, state: DeviceState, inputs: StepInputs[jax.Array], placement: Placement[jax.Array] | None
+    ) -> tuple[StepOutputs, DeviceState]:
         rows = jax.tree.map(lambda x: _REPLICA if x.ndim else _SAME, inputs)
-        return _over(mesh, step, (weights, states, rows), (outputs, states))(params, state, inputs)
+        over_mesh = _over(mesh, step, (weights, states, rows, _SAME), (outputs, states))
+        return over_mesh(params, state, inputs, placement)
 
     return jax.jit(on_mesh, donate_argnums=1)
 
@@ -89,6 +94,12 @@ def jit_start(state: DeviceState, mesh: Mesh | None) -> Any:
     """`sampler.start_slot`, jitted; slots are numbered through all replicas."""
     slots = specs(state).sampler
     return jax.jit(_over(mesh, sampler.start_slot, (slots, *(_SAME,) * 7), slots), donate_argnums=0)
+
+
+def jit_repack(moe: Moe[jax.Array], mesh: Mesh | None) -> Any:
+    """`models.moe.repacked`, jitted, for layers like this one."""
+    weights = _SAME if mesh is None else jax.tree.map(lambda x: x.sharding.spec, moe)
+    return jax.jit(_over(mesh, repacked, (weights, _SAME), weights))
 
 
 def specs(state: DeviceState) -> Any:
@@ -116,13 +127,18 @@ def run_step(
     params: Any,
     state: DeviceState,
     inputs: StepInputs[jax.Array],
+    placement: Placement[jax.Array] | None = None,
 ) -> tuple[StepOutputs, DeviceState]:
-    """One step as a pure function: feed, forward, choose tokens, score prompts. Jitted once per rung."""
+    """One step as a pure function: feed, forward, choose tokens, score prompts. Jitted once per rung.
+
+    `placement`: where experts are held, if not in the slots of their numbers.
+    """
     last_r = state.sampler.last_r
     fed_t = last_r[jnp.minimum(inputs.feed_t, last_r.shape[0] - 1)]
     ids_t = jnp.where(inputs.feed_t < last_r.shape[0], fed_t, inputs.batch.ids_t)
     batch = dataclasses.replace(inputs.batch, ids_t=ids_t)
-    hidden_te, kv, _ = family.forward(params, cfg, batch, state.kv, attention_backend, inputs.num_wanted > 0)
+    needs_all = inputs.num_wanted > 0
+    hidden_te, kv, counts_lx = family.forward(params, cfg, batch, state.kv, attention_backend, needs_all, placement)
     hidden_se = take("tokens", hidden_te, last_tokens(batch))
     with jax.named_scope("sample"):
         samples_s = inputs.sampling.slot_s < last_r.shape[0]
@@ -131,7 +147,13 @@ def run_step(
         token_s, logprobs, sampler_state = sampler.sample(logits_sv, state.sampler, inputs.sampling)
     with jax.named_scope("prompt_logprobs"):
         prompt = sampler.prompt_logprobs(head, hidden_te, inputs.wanted_t, inputs.target_t, inputs.num_wanted)
-    outputs = StepOutputs(token_s=token_s, logprobs=logprobs, hidden_se=hidden_se.astype(jnp.float32), prompt=prompt)
+    outputs = StepOutputs(
+        token_s=token_s,
+        logprobs=logprobs,
+        hidden_se=hidden_se.astype(jnp.float32),
+        prompt=prompt,
+        experts_1lx=None if counts_lx is None else counts_lx[None],
+    )
     return outputs, DeviceState(kv=kv, sampler=sampler_state)
 
 

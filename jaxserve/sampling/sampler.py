@@ -23,7 +23,7 @@ from jaxserve.sharding.collectives import gather, max_over, num_shards, shard_in
 
 _ARGMAX_BLOCK = 128  # tokens compared at a time when taking the best
 _CDF_BLOCK = 512  # tokens summed at a time when drawing
-_PROMPT_CHUNK = 64  # prompt positions whose logits exist at once
+PROMPT_CHUNK = 64  # prompt positions whose logits exist at once
 
 
 T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX
@@ -207,7 +207,7 @@ def prompt_logprobs(
     A chunk of positions at a time, so that `[t v]` logits never exist; the loop runs only as far as it must.
     """
     num_tokens = wanted_t.shape[0]
-    chunk = min(_PROMPT_CHUNK, num_tokens)
+    chunk = min(PROMPT_CHUNK, num_tokens)
     if chunk == num_tokens:
         # Not a loop of one turn: its body would not depend on the turn, and XLA would compute it ahead, wanted or not.
         return jax.lax.cond(

@@ -177,7 +177,7 @@ class Scheduler:
                 return False  # those drafted will end some day; a sequence always fits alone
             victim = self._policy.victim([s.view for s in others], now_s)
             self._preempt(self._sequences[victim.seq_id])
-            draft.is_closed = True  # what was just thrown out must not come back in the same step
+            draft.is_closed = True  # nobody takes the place of who was just thrown out
         draft.add(sequence, count)
         return True
 

@@ -16,28 +16,19 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxserve.pallas_kernels.platform import target_platform
 from jaxserve.pallas_kernels.ragged_paged_attention import tuned
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows, dot_dtype, to_pool
+from jaxserve.pallas_kernels.triton_gpu import Chip, chip_here, jax_triton, refusal
 
-_INSTALL = "pip install 'jaxserve[gpu,triton]'"
 _LEAST_ROWS = 64  # calls with fewer rows share their compiled kernels
 _MERGED = 16  # parts of a row that are read at once
 _WRITTEN = 4096  # numbers that one program of the writing kernel copies
-
-
-class Chip(NamedTuple):
-    """A GPU, as far as a launch depends on it."""
-
-    capability: int  # 75 is Turing, 80 Ampere, 89 Ada, 90 Hopper, 100 Blackwell
-    num_cores: int  # streaming multiprocessors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,21 +131,12 @@ Call = Callable[[Launch, Sequence[jax.Array], Sequence[int], int, Sequence[jax.S
 
 def attend(q_tnh, k_tkh, v_tkh, pages_pkbd, rows: Rows, extras: Extras, options: Options) -> Attended:
     """See `op.ragged_paged_attention`."""
-    reason, chip = refusal(), _chip()
+    reason, chip = refusal(), chip_here()
     if reason or chip is None:
         raise NotImplementedError(reason)
     return attend_on(
         chip, functools.partial(run, chip.capability), q_tnh, k_tkh, v_tkh, pages_pkbd, rows, extras, options
     )
-
-
-def refusal() -> str:
-    """Why nothing can be launched on this machine, or nothing."""
-    try:
-        _jax_triton()
-    except (ImportError, AttributeError) as error:  # it uses what is private to JAX, which a new release may not have
-        return f"jax-triton cannot be imported; {_INSTALL} ({error})"
-    return "" if target_platform() == "gpu" and _chip() else "only NVIDIA GPUs"
 
 
 def attend_on(
@@ -273,27 +255,16 @@ def _padded(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def _jax_triton() -> ModuleType:
-    return importlib.import_module("jax_triton")
-
-
 def kernel(launch: Launch) -> Any:
     """The `triton.jit` function of a launch."""
     kernels = importlib.import_module("jaxserve.pallas_kernels.ragged_paged_attention.triton_kernels")
     return getattr(kernels, launch.kernel)
 
 
-def _chip() -> Chip | None:
-    """The GPU of this machine, if it is one of NVIDIA's."""
-    device: Any = jax.devices()[0]
-    capability = str(getattr(device, "compute_capability", "")).replace(".", "")
-    return Chip(int(capability), device.core_count) if capability.isdigit() else None
-
-
 def run(capability: int, launch: Launch, arrays, integers, updated: int, created):
     """`Call` for a GPU of a compute capability."""
     first = len(arrays) - updated
-    return _jax_triton().triton_call(
+    return jax_triton().triton_call(
         *arrays,
         *integers,
         kernel=kernel(launch),

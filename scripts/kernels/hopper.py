@@ -99,7 +99,7 @@ def lines(script: str, chip: str, model: str, name: str) -> list[dict[str, Any]]
 
 
 def _line(chip: str, model: str, kernel: str, facts: dict[str, Any], text: str) -> dict[str, Any]:
-    from jaxserve.pallas_kernels.ahead_of_time import GPUS
+    from jaxserve.pallas_kernels.chips import GPUS
 
     said = re.search(
         rf"{kernel}_mosaic_gpu_kernel\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads\n.*?Used (\d+) registers",

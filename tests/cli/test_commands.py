@@ -172,6 +172,8 @@ def test_models_describes_a_checkpoint(cli, checkpoint):
     assert facts["parameters"] == "138 K in float32"
     assert "4 x 512 tokens" in facts["memory"]
     assert json.loads(cli("models", checkpoint, "--json").out)["tokenizer"] == "yes"
+    assert "max_model_len=513 is beyond the 512 positions" in cli("models", checkpoint, "--max-model-len", "513").err
+    assert "max_num_seqs=0 must be a positive whole number" in cli("models", checkpoint, "--max-num-seqs", "0").err
 
 
 def test_models_lists_the_folders_below_this_one(cli, checkpoint, monkeypatch):

@@ -35,3 +35,19 @@ def test_a_rung_holds_the_fullest_replica_in_tokens_and_in_rows():
     assert fit(ladder, [Load(7, 7), Load(100, 1), Load(1, 1)]) == fit(ladder, [Load(100, 7)])
     # As many tokens as rows at most, but a prompt all the same.
     assert not fit(ladder, [Load(5, 1), Load(5, 5)]).decode_only
+
+
+def test_a_prompt_alone_takes_the_rung_with_a_scheme():
+    ladder = build_ladder(4, 256, 4, scheme_of=lambda tokens: "ring" if tokens >= 64 else None)
+    assert [rung.scheme for rung in ladder if rung.scheme] == ["ring", "ring"]
+    assert fit(ladder, [Load(100, 1, is_prompt=True)]).scheme == "ring"
+    assert fit(ladder, [Load(100, 1, is_prompt=True), Load(1, 1)]).scheme is None, "another replica decodes"
+    assert fit(ladder, [Load(10, 1, is_prompt=True)]).scheme is None, "too short"
+    assert fit(ladder, [Load(100, 1)]).scheme is None, "not from its beginning"
+
+
+def test_devices_share_every_rung_evenly():
+    ladder = build_ladder(5, 100, 4)
+    assert all(rung.tokens % 4 == 0 for rung in ladder)
+    assert fit(ladder, [Load(5, 5)]).decode_only
+    assert fit(ladder, [Load(100, 5)]).tokens == 100

@@ -14,7 +14,7 @@ from jaxserve.executor.ladder import Rung
 from jaxserve.executor.local import LocalExecutor
 from jaxserve.executor.program import DeviceState, run_step
 from jaxserve.models import weights
-from jaxserve.models.config import dense_from_hf
+from jaxserve.models.config import from_hf
 from jaxserve.models.kv import empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.pallas_kernels.ragged_paged_attention import cpu
@@ -32,7 +32,7 @@ def test_no_step_copies_the_pool(rung: Rung, dtype: str, backend: str, native_fo
     """A second user of the donated pool would make XLA copy all of it in every layer."""
     if backend == "cpu" and (reason := cpu.refusal(jnp.dtype(dtype), jnp.dtype(dtype), 64)):
         pytest.skip(reason)
-    cfg = dense_from_hf(toy.CASES["llama3"]["config"])
+    cfg = from_hf(toy.CASES["llama3"]["config"])
     family = family_of(cfg)
     params = weights.random(family.abstract(cfg), jnp.dtype(dtype), 0)
     kv = empty_pages(cfg, BLOCKS, BLOCK_SIZE, jnp.dtype(dtype), as_bits=True)
@@ -50,7 +50,7 @@ def test_no_step_copies_the_pool(rung: Rung, dtype: str, backend: str, native_fo
 
 
 def test_a_plan_that_points_outside_of_the_pool_is_refused_before_it_runs_when_checks_are_on():
-    cfg = dense_from_hf(toy.CASES["llama3"]["config"])
+    cfg = from_hf(toy.CASES["llama3"]["config"])
     executor = LocalExecutor(
         family_of(cfg),
         cfg,

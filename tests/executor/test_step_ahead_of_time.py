@@ -9,14 +9,15 @@ import pytest
 from jaxserve.executor.inputs import empty_inputs
 from jaxserve.executor.ladder import Rung
 from jaxserve.executor.program import DeviceState, run_step
-from jaxserve.memory import step_bytes
-from jaxserve.models import weights
-from jaxserve.models.config import dense_from_hf
+from jaxserve.memory.needs import needs_of
+from jaxserve.models.config import from_hf
 from jaxserve.models.kv import block_bytes, empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.models.spec import is_spec
-from jaxserve.pallas_kernels.ahead_of_time import compile_for, has_compiler, has_gpu_compiler, hbm_bytes
+from jaxserve.pallas_kernels.ahead_of_time import compile_for, has_compiler, has_gpu_compiler
+from jaxserve.pallas_kernels.chips import CHIPS
 from jaxserve.sampling.sampler import empty_state
+from jaxserve.sharding.mesh import ONE_DEVICE
 
 ON_TPU = [pytest.mark.slow, pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")]
 ON_GPU = [
@@ -76,12 +77,12 @@ CASES = [
 @pytest.mark.parametrize(("chip", "model", "rung_name"), CASES)
 def test_the_step_fits_with_the_pool_that_is_planned(chip: str, model: str, rung_name: str):
     rung = RUNGS[rung_name]
-    cfg = dense_from_hf(MODELS[model])
+    cfg = from_hf(MODELS[model])
     family = family_of(cfg)
     specs = family.abstract(cfg)
-    planned = step_bytes(cfg, TOKENS, ROWS, DTYPE.itemsize, "TPU7x" if chip == "tpu7x" else "")
-    pool = int(hbm_bytes(chip) * UTILIZATION) - weights.nbytes(specs, DTYPE) - planned
-    num_blocks = pool // block_bytes(cfg, BLOCK_SIZE, DTYPE)
+    usable, kind = int(CHIPS[chip].hbm_bytes * UTILIZATION), CHIPS[chip].name
+    needs = needs_of(cfg, specs, ONE_DEVICE, DTYPE, num_tokens=TOKENS, num_rows=ROWS, num_slots=ROWS, device_kind=kind)
+    num_blocks = (usable - needs.total) // block_bytes(cfg, BLOCK_SIZE, DTYPE)
     params = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, DTYPE), specs, is_leaf=is_spec)
     state = jax.eval_shape(
         lambda: DeviceState(empty_pages(cfg, num_blocks, BLOCK_SIZE, DTYPE), empty_state(ROWS, cfg.vocab_size))
@@ -91,9 +92,8 @@ def test_the_step_fits_with_the_pool_that_is_planned(chip: str, model: str, rung
 
     memory = compile_for(chip, step, params, state, inputs).memory_analysis()
 
-    sampler = state.sampler.counts_rv.size * 8
     assert memory.alias_size_in_bytes >= num_blocks * block_bytes(cfg, BLOCK_SIZE, DTYPE), "the pool is copied"
-    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < hbm_bytes(chip) * UTILIZATION
-    assert memory.temp_size_in_bytes + sampler < planned, "a step needs more than is kept for it"
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < usable
+    assert memory.temp_size_in_bytes < needs.activations, "a step needs more than is kept for it"
     if (chip, rung_name) != ("tpu7x", "decode"):  # the copy of the head that is kept for is made by mixed steps alone
-        assert memory.temp_size_in_bytes + sampler > planned / 4, "far more is kept for a step than it needs"
+        assert memory.temp_size_in_bytes + needs.sampler > needs.activations / 4, "far more is kept than a step needs"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from jaxserve.errors import CheckpointError
-from jaxserve.models.config import ARCHITECTURES, dense_from_hf
+from jaxserve.errors import CheckpointError, ConfigError
+from jaxserve.models.config import ARCHITECTURES, from_hf
 from jaxserve.models.registry import read_config
 from jaxserve.models.rope import inverse_frequencies
 from tests.models.toy import CASES
@@ -81,17 +81,59 @@ def changed(changes: dict) -> dict:
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda v: f"{v!s:.40}")
 def test_a_damaged_config_is_refused_by_the_name_of_its_key(changes, message):
     with pytest.raises(CheckpointError, match=message) as caught:
-        dense_from_hf(changed(changes))
+        from_hf(changed(changes))
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("mixtral", {"num_local_experts": None}, "lacks num_local_experts"),
+        ("mixtral", {"num_local_experts": 1 << 20}, "num_local_experts=1048576 must be"),
+        ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok=9 is more than the 8 experts"),
+        ("mixtral", {"num_experts_per_tok": 0}, "num_experts_per_tok=0"),
+        ("qwen2_moe", {"shared_expert_intermediate_size": None}, "lacks shared_expert_intermediate_size"),
+        ("qwen2_moe", {"use_sliding_window": True}, "use_sliding_window is not implemented for Qwen2-MoE"),
+        ("qwen2_moe", {"mlp_only_layers": 1}, "mlp_only_layers must be a list of layers, not 1"),
+        ("qwen2_moe", {"mlp_only_layers": ["1"]}, "mlp_only_layers must be"),
+        ("qwen3_moe", {"num_experts": 0}, "num_experts=0 must be"),
+        ("qwen3_moe", {"moe_intermediate_size": None}, "lacks moe_intermediate_size"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step=0 must be"),
+    ],
+)
+def test_a_damaged_config_with_experts_is_refused_by_the_name_of_its_key(case, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        from_hf({k: v for k, v in (CASES[case]["config"] | changes).items() if v is not None})
+
+
+def test_which_layers_have_experts():
+    layers = {
+        case: from_hf(CASES[case]["config"]).experts for case in ("llama3", "mixtral", "qwen2_moe", "qwen3_moe_sparse")
+    }
+    assert layers.pop("llama3") is None
+    assert {case: experts.layers for case, experts in layers.items() if experts} == {
+        "mixtral": (True, True, True),
+        "qwen2_moe": (True, False, True),
+        "qwen3_moe_sparse": (False, True, False),
+    }
+
+
+def test_windows_and_biases_of_families_with_experts():
+    config = CASES["qwen3_moe"]["config"] | {"sliding_window": 8}
+    assert from_hf(config).windows == (None,) * 3
+    assert from_hf(config | {"use_sliding_window": True}).windows == (8,) * 3
+    assert from_hf(CASES["mixtral"]["config"] | {"sliding_window": 8}).windows == (8,) * 3
+    assert from_hf(CASES["qwen2_moe"]["config"]).qkv_bias
+    assert not from_hf(CASES["qwen2_moe"]["config"] | {"qkv_bias": False}).qkv_bias
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_toy_config_is_accepted_and_gives_finite_frequencies(case):
-    cfg = dense_from_hf(CASES[case]["config"])
+    cfg = from_hf(CASES[case]["config"])
     frequencies, scale = inverse_frequencies(cfg.rope, cfg.head_size)
     assert (frequencies > 0).all()
     assert scale > 0
-    assert hash(cfg) == hash(dense_from_hf(CASES[case]["config"]))
+    assert hash(cfg) == hash(from_hf(CASES[case]["config"]))
 
 
 @pytest.mark.parametrize(
@@ -111,14 +153,13 @@ def test_every_toy_config_is_accepted_and_gives_finite_frequencies(case):
     ids=str,
 )
 def test_what_does_not_change_the_numbers_is_accepted(changes):
-    assert dense_from_hf(BASE | changes).embed_size == 64
+    assert from_hf(BASE | changes).embed_size == 64
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_architecture_is_found_by_its_model_type(architecture):
-    model_type = architecture.removesuffix("ForCausalLM").lower()
-    raw = {k: v for k, v in BASE.items() if k != "architectures"} | {"model_type": model_type}
-    assert dense_from_hf(raw).architecture == architecture
+    config = next(c["config"] for c in CASES.values() if c["config"]["architectures"] == [architecture])
+    assert from_hf({k: v for k, v in config.items() if k != "architectures"}).architecture == architecture
 
 
 @pytest.mark.parametrize(
@@ -160,3 +201,32 @@ def test_generation_config_names_the_end_tokens(tmp_path):
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("case", "shards", "message"),
+    [
+        (
+            "mixtral",
+            (3, 3, 3),
+            "8 experts cannot be shared evenly by 3 devices. Choose expert_parallel_size from 1, 2, 4, 8",
+        ),
+        (
+            "qwen3_moe",
+            (64, 1, 1),
+            "32 columns of an expert .* by 64 devices. Choose tensor_parallel_size from 1, 2, 4, 8, 16",
+        ),
+        ("qwen2_moe", (16, 1, 4), "40 columns of the shared expert .* by 16 devices"),
+        ("qwen2_moe", (8, 8, 4), "4 heads .* cannot be shared evenly by 8 devices"),
+    ],
+)
+def test_devices_that_cannot_share_experts(case, shards, message):
+    with pytest.raises(ConfigError, match=message):
+        from_hf(CASES[case]["config"]).for_shards(*shards)
+
+
+def test_dense_columns_count_only_if_a_layer_is_dense():
+    config = CASES["qwen3_moe"]["config"] | {"intermediate_size": 7}
+    assert from_hf(config).for_shards(4, 4, 2).num_kv_heads == 4
+    with pytest.raises(ConfigError, match="7 feed-forward columns"):
+        from_hf(config | {"mlp_only_layers": [0]}).for_shards(4, 4, 2)

@@ -1,6 +1,6 @@
 """Small random checkpoints in Hugging Face format, rebuilt from a seed, so that no weights are stored in git.
 
-`CASES` names one config per feature that a dense decoder checkpoint may use. The golden tensors of a case were computed
+`CASES` names one config per feature that a decoder checkpoint may use. The golden tensors of a case were computed
 with `transformers` by `scripts/make_reference_tensors.py` and lie in `golden/<case>.npz`:
 
     prompt_token_ids  i32[n]         about 40 random tokens
@@ -41,11 +41,20 @@ _SIZES: Config = {
     "vocab_size": 160,
 }
 
+_CLASSES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mixtral": "Mixtral",
+    "qwen2_moe": "Qwen2Moe",
+    "qwen3_moe": "Qwen3Moe",
+}
+
 
 def _config(model_type: str, **changes: Any) -> Config:
     """One config of the standard size; a change to None removes the key."""
-    architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[model_type]
-    base = {"architectures": [f"{architecture}ForCausalLM"], "model_type": model_type, "rope_theta": 10000.0}
+    base = {"architectures": [f"{_CLASSES[model_type]}ForCausalLM"], "model_type": model_type, "rope_theta": 10000.0}
     merged = base | _SIZES | changes
     return {key: value for key, value in merged.items() if value is not None}
 
@@ -85,6 +94,8 @@ _LLAMA_LINEAR = _config("llama", rope_scaling={"type": "linear", "factor": 4.0})
 _QWEN2_WINDOW = _config("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
 _QWEN3 = _config("qwen3", head_dim=32, rope_theta=1000000.0, attention_bias=False)
 _MISTRAL_WINDOW = _config("mistral", sliding_window=8, head_dim=16)
+_QWEN_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+_QWEN3_MOE = _config("qwen3_moe", head_dim=16, rope_theta=1000000.0, norm_topk_prob=True, **_QWEN_EXPERTS)
 
 # Per case: the config, the seed of its weights, and optionally the case whose golden file it shares.
 CASES: dict[str, dict[str, Any]] = {
@@ -140,6 +151,29 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral_window_new_style": {"config": new_style(_MISTRAL_WINDOW), "seed": 1, "same_as": "mistral_window"},
     # A JSON null (not an absent key, whose default is 4096) is how Mistral v0.2 and later say "no window".
     "mistral": {"config": _config("mistral", head_dim=16) | {"sliding_window": None}, "seed": 2},
+    # No rope_theta, which then is a million for this family.
+    "mixtral": {
+        "config": _config("mixtral", num_local_experts=8, num_experts_per_tok=2, rope_theta=None)
+        | {"sliding_window": None},
+        "seed": 1,
+    },
+    # Layer 1 is dense; weights of the chosen experts do not sum to one.
+    "qwen2_moe": {
+        "config": _config(
+            "qwen2_moe",
+            shared_expert_intermediate_size=40,
+            norm_topk_prob=False,
+            mlp_only_layers=[1],
+            **_QWEN_EXPERTS,
+        ),
+        "seed": 1,
+    },
+    "qwen3_moe": {"config": _QWEN3_MOE, "seed": 1},
+    # Layer 1 alone has experts, and every token is given to all of them.
+    "qwen3_moe_sparse": {
+        "config": _QWEN3_MOE | {"decoder_sparse_step": 2, "num_experts": 5, "num_experts_per_tok": 5},
+        "seed": 2,
+    },
 }
 
 
@@ -153,13 +187,19 @@ def head_dim(config: Mapping[str, Any]) -> int:
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
+def has_experts(config: Mapping[str, Any], layer: int) -> bool:
+    """Whether a layer of a Qwen checkpoint is a mixture of experts."""
+    sparse = (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+    return "num_experts" in config and sparse and layer not in config.get("mlp_only_layers", ())
+
+
 def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of all tensors of the checkpoint, in the order in which they are drawn and stored."""
     family, hidden, ffn = config["model_type"], config["hidden_size"], config["intermediate_size"]
     heads, width = config["num_attention_heads"], head_dim(config)
     kv_heads = config.get("num_key_value_heads") or heads
     attention_bias = bool(config.get("attention_bias"))
-    in_bias = family == "qwen2" or attention_bias  # q, k, v
+    in_bias = family in ("qwen2", "qwen2_moe") or attention_bias  # q, k, v
     out_bias = family != "qwen2" and attention_bias
     mlp_bias = family == "llama" and bool(config.get("mlp_bias"))
 
@@ -167,6 +207,14 @@ def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, .
         yield f"{name}.weight", (outputs, inputs)
         if bias:
             yield f"{name}.bias", (outputs,)
+
+    def gated(
+        name: str, width: int, parts: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj"), bias: bool = False
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+        gate, up, down = parts
+        yield from linear(f"{name}.{gate}", width, hidden, bias)
+        yield from linear(f"{name}.{up}", width, hidden, bias)
+        yield from linear(f"{name}.{down}", hidden, width, bias)
 
     yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
     for layer in range(config["num_hidden_layers"]):
@@ -176,13 +224,23 @@ def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, .
         yield from linear(f"{prefix}.self_attn.k_proj", kv_heads * width, hidden, in_bias)
         yield from linear(f"{prefix}.self_attn.v_proj", kv_heads * width, hidden, in_bias)
         yield from linear(f"{prefix}.self_attn.o_proj", hidden, heads * width, out_bias)
-        if family == "qwen3":
+        if family in ("qwen3", "qwen3_moe"):
             yield f"{prefix}.self_attn.q_norm.weight", (width,)
             yield f"{prefix}.self_attn.k_norm.weight", (width,)
         yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-        yield from linear(f"{prefix}.mlp.gate_proj", ffn, hidden, mlp_bias)
-        yield from linear(f"{prefix}.mlp.up_proj", ffn, hidden, mlp_bias)
-        yield from linear(f"{prefix}.mlp.down_proj", hidden, ffn, mlp_bias)
+        if family == "mixtral":
+            yield f"{prefix}.block_sparse_moe.gate.weight", (config["num_local_experts"], hidden)
+            for expert in range(config["num_local_experts"]):
+                yield from gated(f"{prefix}.block_sparse_moe.experts.{expert}", ffn, ("w1", "w3", "w2"))
+        elif has_experts(config, layer):
+            yield f"{prefix}.mlp.gate.weight", (config["num_experts"], hidden)
+            for expert in range(config["num_experts"]):
+                yield from gated(f"{prefix}.mlp.experts.{expert}", config["moe_intermediate_size"])
+            if "shared_expert_intermediate_size" in config:
+                yield from gated(f"{prefix}.mlp.shared_expert", config["shared_expert_intermediate_size"])
+                yield f"{prefix}.mlp.shared_expert_gate.weight", (1, hidden)
+        else:
+            yield from gated(f"{prefix}.mlp", ffn, bias=mlp_bias)
     yield "model.norm.weight", (hidden,)
     if not config.get("tie_word_embeddings"):
         yield "lm_head.weight", (config["vocab_size"], hidden)
@@ -197,7 +255,15 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nda
         return np.float32(0.2) * noise
     # Queries and keys get a gain so that attention is peaked (and RoPE visible) instead of nearly uniform;
     # the two output projections so that the layers outweigh the embedding in the residual stream.
-    gains = {"q_proj": 1.5, "k_proj": 1.5, "o_proj": 2.0, "down_proj": 2.0, "embed_tokens": 3.0, "lm_head": 3.0}
+    gains = {
+        "q_proj": 1.5,
+        "k_proj": 1.5,
+        "o_proj": 2.0,
+        "down_proj": 2.0,
+        "w2": 2.0,
+        "embed_tokens": 3.0,
+        "lm_head": 3.0,
+    }
     gain = gains.get(name.split(".")[-2], 1.0)
     return noise * np.float32(gain / np.sqrt(shape[-1]))
 

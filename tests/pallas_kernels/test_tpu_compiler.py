@@ -7,9 +7,13 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxserve.pallas_kernels.ahead_of_time import CHIPS, compile_for, has_compiler
+from jaxserve.pallas_kernels.ahead_of_time import compile_for, compile_on, has_compiler, slice_devices
+from jaxserve.pallas_kernels.chips import TPUS
+from jaxserve.pallas_kernels.platform import target_platform
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import MODELS, ModelShape, shapes_of
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 
@@ -50,7 +54,7 @@ def test_compiles_for_common_chips(chip: str, model: str, rows: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", TPUS)
 def test_compiles_for_every_chip(chip: str, model: str, rows: str):
     assert_pool_stays(*compile_attention(chip, MODELS[model], rows))
 
@@ -78,3 +82,35 @@ def test_odd_head_sizes_do_not_copy_the_pool(head_size: int, rows: str):
 def test_an_unknown_chip_is_named():
     with pytest.raises(ValueError, match="'v9' is unknown"):
         compile_for("v9", jax.jit(functools.partial(jnp.add, 1)), jnp.zeros(3))
+
+
+def test_a_slice_is_told_by_its_chips():
+    """v5p-32 in Google's words: 32 cores, which are 16 chips, each one device."""
+    devices = slice_devices("v5p:2x2x4")
+    assert [device.device_kind for device in devices] == ["TPU v5"] * 16
+    assert len({tuple(device.coords) for device in devices}) == 16
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"), [("v9:2x2", "no known chip"), ("v5e:3x7", "knows no slice 'v5e:3x7'")]
+)
+def test_an_unknown_slice_is_named(topology: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        slice_devices(topology)
+
+
+def test_a_program_for_a_slice_has_a_text_and_the_memory_of_a_device():
+    mesh = Mesh(np.array(slice_devices("v6e:2x2")), ("all",), axis_types=(AxisType.Auto,))
+
+    def gather(x):
+        assert target_platform() == "tpu"
+        return jax.lax.all_gather(x, "all", tiled=True)
+
+    jitted = jax.jit(
+        jax.shard_map(gather, mesh=mesh, in_specs=PartitionSpec("all"), out_specs=PartitionSpec(), check_vma=False)
+    )
+    x = jax.ShapeDtypeStruct((4096, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("all")))
+    program = compile_on(mesh, jitted, x)
+    assert "all-gather" in program.text
+    memory = program.compiled.memory_analysis()
+    assert (memory.argument_size_in_bytes, memory.output_size_in_bytes) == (1024 * 128 * 4, 4096 * 128 * 4)

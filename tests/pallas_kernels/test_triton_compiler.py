@@ -5,11 +5,14 @@
 
 import sys
 
+import jax
 import pytest
 
-from jaxserve.pallas_kernels.cubin import CAPABILITIES, SHARED_BYTES, has_compiler
+from jaxserve.pallas_kernels.cubin import CAPABILITIES, SHARED_BYTES, compile_for, has_compiler, type_name
+from jaxserve.pallas_kernels.grouped_matmul import triton as grouped
 from jaxserve.pallas_kernels.ragged_paged_attention import triton, triton_ahead
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import MODELS, ModelShape, shapes_of
+from jaxserve.pallas_kernels.triton_gpu import Chip
 
 pytestmark = [pytest.mark.triton, pytest.mark.skipif(not has_compiler(), reason="needs the triton package")]
 
@@ -28,10 +31,14 @@ TYPES = [
 
 def compiled(chip: str, shape: ModelShape, dtype: str = "bfloat16", kv_dtype: str | None = None, **options):
     """The compiled kernels of a mixed call, by name."""
-    if sys.modules.get("triton") and sys.modules["triton"].knobs.runtime.interpret:
-        pytest.skip("this process interprets Triton kernels: unset TRITON_INTERPRET")
+    _refuse_interpreter()
     arrays, static = shapes_of(shape, num_tokens=1024, num_rows=64, dtype=dtype, kv_dtype=kv_dtype)
     return triton_ahead.compiled(triton.Chip(CAPABILITIES[chip], 100), arrays, static | options)
+
+
+def _refuse_interpreter() -> None:
+    if sys.modules.get("triton") and sys.modules["triton"].knobs.runtime.interpret:
+        pytest.skip("this process interprets Triton kernels: unset TRITON_INTERPRET")
 
 
 def assert_fits(made, chip: str) -> None:
@@ -53,6 +60,21 @@ def test_compiles_for_every_chip(chip: str, model: str):
 @pytest.mark.parametrize("chip", CAPABILITIES)
 def test_compiles_for_other_types(chip: str, dtype: str, kv_dtype: str):
     assert_fits(compiled(chip, MODELS["llama-3-8b"], dtype, kv_dtype, wants_lse=True), chip)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("num_rows", [64, 16384])
+@pytest.mark.parametrize("chip", CAPABILITIES)
+def test_grouped_products_compile_for_every_chip(chip: str, num_rows: int, dtype: str):
+    _refuse_interpreter()
+    x_mi, w_xoi = jax.ShapeDtypeStruct((num_rows, 2048), dtype), jax.ShapeDtypeStruct((32, 1536, 2048), dtype)
+    shape = grouped.shape_of(Chip(CAPABILITIES[chip], 100), x_mi, w_xoi)
+    pointers = [type_name(x) for x in (dtype, dtype, "int32", "int32", "int32", dtype)]
+    sizes = {"num_warps": shape.num_warps, "num_stages": shape.num_stages}
+    cubin = compile_for(CAPABILITIES[chip], grouped.kernel(), pointers, {"shape": shape}, **sizes)
+    assert cubin.stack_bytes == cubin.spills == 0
+    assert cubin.shared_bytes <= SHARED_BYTES[CAPABILITIES[chip]]
+    assert cubin.products > 0 or shape.is_widened or dtype == "float32"
 
 
 @pytest.mark.parametrize("num_tokens", [64, 1024])

@@ -31,8 +31,15 @@ class Laws:
     def plan(self, now_s: float) -> StepPlan | None:
         scheduler = self.rig.scheduler
         could_start = [sequence for sequence in scheduler._waiting if may_start(scheduler, sequence)]
+        ran = {s.seq_id: (s.replica, s.epoch) for s in scheduler._running}
         plan = self._plan(now_s)
         scheduler.check()
+        sequences = scheduler._sequences
+        short = {home for name, (home, epoch) in ran.items() if sequences[name].epoch != epoch}
+        for s in scheduler._running:
+            assert s.replica not in short or ran.get(s.seq_id) == (s.replica, s.epoch), (
+                "admitted where one was thrown out"
+            )
         if any(not replica.running for replica in scheduler._replicas):
             still = [s.seq_id for s in could_start if s in scheduler._waiting and may_start(scheduler, s)]
             assert not still, "a replica is idle while others queue"
@@ -194,6 +201,26 @@ def test_equal_prompts_that_come_at_once_are_spread_evenly():
     rig.run()
     tokens = rig.scheduler.counters.replica_tokens
     assert max(tokens) - min(tokens) <= 4
+
+
+def test_nobody_queues_behind_a_long_prompt_to_run_beside_fewer_sequences():
+    rig = make_engine(num_replicas=2, num_blocks=100)
+    rig.run(ask("long", [1] * 20, max_tokens=1), *(ask(f"short{i}", [2 + i] * 4, max_tokens=1) for i in range(3)))
+    assert replicas_of(rig, "long") == [0]
+    assert [replicas_of(rig, f"short{i}") for i in range(3)] == [[1]] * 3
+
+
+def test_where_the_prefix_is_but_no_room_nobody_waits_for_it():
+    rig = make_engine(num_replicas=2, num_blocks=10, max_model_len=40)
+    prefix = list(range(1, 9))
+    rig.run(ask("before", prefix, max_tokens=1))
+    rig.engine.add(ask("runs", [9] * 24, max_tokens=4, min_tokens=4))
+    rig.step()
+    rig.step()
+    rig.run(ask("new", [*prefix, *[10] * 8], max_tokens=2))
+    assert replicas_of(rig, "before") == replicas_of(rig, "runs") == [0]
+    assert replicas_of(rig, "new") == [1]
+    assert rig.scheduler.counters.cached_tokens == 0
 
 
 def test_answers_of_one_request_share_its_prompt_on_one_replica():

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxserve.sharding.hlo import Collective, collectives, totals
 
@@ -98,6 +98,32 @@ def test_reads_this_compiler():
     assert read["all-gather"].op_name.endswith("all_gather")
 
 
+@pytest.mark.parametrize(
+    ("axis", "groups"), [("inner", ((0, 1, 2, 3), (4, 5, 6, 7))), ("outer", ((0, 4), (1, 5), (2, 6), (3, 7)))]
+)
+def test_reads_what_xla_adds_by_itself(axis: str, groups: tuple[tuple[int, ...], ...]):
+    """Split by rows, wanted by columns; XLA writes such groups by the axes of its mesh."""
+    mesh = jax.make_mesh((2, 4), ("outer", "inner"), axis_types=(AxisType.Auto,) * 2)
+    rows, columns = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((axis,), (None, axis)))
+    jitted = jax.jit(lambda x: x, in_shardings=rows, out_shardings=columns)
+    (one,) = collectives(jitted.lower(jax.ShapeDtypeStruct((16, 32), jnp.float32)).compile().as_text())
+    assert (one.kind, one.groups, one.result_bytes) == ("all-to-all", groups, 16 * 32 * 4 // mesh.shape[axis])
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("mesh['a'=2,'b'=3] {'b'}", ((0, 1, 2), (3, 4, 5))),
+        ("mesh['a'=2,'b'=3] {'a'}", ((0, 3), (1, 4), (2, 5))),
+        ("mesh['a'=2,'b'=1,'c'=2] {'a','c'}", ((0, 1, 2, 3),)),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
+    ],
+)
+def test_reads_groups_by_the_axes_of_a_mesh(written: str, groups: tuple[tuple[int, ...], ...]):
+    text = GPU.replace("replica_groups=[2,4]<=[4,2]T(1,0)", f"replica_groups={written}")
+    assert by_kind(text)["all-gather"].groups == groups
+
+
 def test_reads_starts_and_dones_of_gpus():
     read = by_kind(GPU)
     gathered = read["all-gather"]
@@ -120,6 +146,22 @@ def test_reads_fused_starts_and_open_loops_of_tpus():
     turned = read["collective-permute"]
     assert (turned.result_bytes, turned.in_open_loop, turned.between) == (2048, True, 1)
     assert totals(collectives(TPU)) == {"all-gather": (1, 6144), "collective-permute": (1, 2048)}
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("{{0,2},{1,3}}", ((0, 2), (1, 3))),
+        ("[2,4]<=[8]", ((0, 1, 2, 3), (4, 5, 6, 7))),
+        ("[4,2]<=[2,4]T(1,0)", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        ("mesh['a'=2,'b'=4] {'a'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        ("mesh['a'=2,'b'=2,'c'=2] {'c','a'}", ((0, 4, 1, 5), (2, 6, 3, 7))),
+        ("mesh['data'=1,'tensor'=2] {'data'}", ((0,), (1,))),
+        ("{}", (tuple(range(8)),)),
+    ],
+)
+def test_all_forms_of_groups(written, groups):
+    assert by_kind(GPU.replace("=[2,4]<=[8]", f"={written}"))["all-to-all"].groups == groups
 
 
 def test_groups_of_one_send_nothing():

@@ -66,8 +66,6 @@ def check(case: Case, scheme: str, lengths: tuple[int, ...]) -> None:
     ("num_devices", "heads"),
     [
         (4, GQA),
-        pytest.param(2, GQA, marks=pytest.mark.slow),
-        pytest.param(3, (6, 3), marks=pytest.mark.slow),
         pytest.param(4, MHA, marks=pytest.mark.slow),
         pytest.param(8, GQA, marks=pytest.mark.slow),
     ],
@@ -75,6 +73,15 @@ def check(case: Case, scheme: str, lengths: tuple[int, ...]) -> None:
 def test_equals_dense_and_sends_what_the_table_says(num_devices, heads, scheme):
     """Whole prompts, some that end within a device's share, and one that the first device has alone."""
     check(case_of(num_devices, heads, 12), scheme, (12 * num_devices, 12 * num_devices - 17, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "num_devices"), [("zigzag", 2), ("bidirectional", 2), ("zigzag", 3), ("bidirectional", 3)]
+)
+def test_two_and_three_devices(scheme, num_devices):
+    """Two have one way only, and keep half of their tokens in zig-zag; three have as many steps in both directions."""
+    check(case_of(num_devices, (6, 3), 12), scheme, (12 * num_devices, 17))
 
 
 @pytest.mark.slow
@@ -101,15 +108,39 @@ def test_several_tiles(scheme):
     check(case_of(4, GQA, 600), scheme, (2400, 1111))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_one_device_sends_nothing(scheme):
-    check(case_of(1, GQA, 24), scheme, (24, 7))
+def test_one_device_sends_nothing():
+    """All schemes in one program: what is the same is compiled once."""
+    mesh, arrays = make_mesh(Parallel()), prompt(24, *GQA, HEAD_SIZE)
+
+    def attend(q_tnh, k_tkh, v_tkh, length):
+        return [prefill_attention(q_tnh, k_tkh, v_tkh, length, scale=SCALE, scheme=scheme) for scheme in SCHEMES]
+
+    specs = {"in_specs": (SPEC, SPEC, SPEC, PartitionSpec()), "out_specs": SPEC}
+    jitted = jax.jit(jax.shard_map(attend, mesh=mesh, check_vma=False, **specs))
+    for out in jitted(*arrays, jnp.int32(7)):
+        np.testing.assert_allclose(out[:7], dense(*arrays, 7, scale=SCALE)[:7], rtol=0, atol=1e-6)
+    assert not collectives(jitted.lower(*arrays, jnp.int32(7)).compile().as_text())
+
+
+@pytest.mark.parametrize("scheme", ["zigzag", "ulysses"])
+def test_with_heads_split_over_another_axis(scheme):
+    """2 x 2 devices: each pair shares the tokens of half of the heads."""
+    spec = PartitionSpec("sequence", "tensor")
+    mesh = make_mesh(Parallel(sequence=2, tensor=2))
+
+    def attend(q_tnh, k_tkh, v_tkh, length):
+        return prefill_attention(q_tnh, k_tkh, v_tkh, length, scale=SCALE, scheme=scheme)
+
+    specs = {"in_specs": (spec, spec, spec, PartitionSpec()), "out_specs": spec}
+    arrays = prompt(24, *GQA, HEAD_SIZE)
+    out = jax.jit(jax.shard_map(attend, mesh=mesh, check_vma=False, **specs))(*arrays, jnp.int32(19))
+    np.testing.assert_allclose(out[:19], dense(*arrays, 19, scale=SCALE)[:19], rtol=0, atol=1e-6)
 
 
 def test_outside_of_a_mesh():
-    arrays = prompt(20, *GQA, HEAD_SIZE)
-    out = prefill_attention(*map(jnp.asarray, arrays), jnp.int32(20), scale=SCALE, scheme="zigzag")
-    np.testing.assert_allclose(out, dense(*arrays, 20, scale=SCALE), rtol=0, atol=1e-6)
+    arrays = prompt(21, *GQA, HEAD_SIZE)
+    out = prefill_attention(*map(jnp.asarray, arrays), jnp.int32(21), scale=SCALE, scheme="zigzag")
+    np.testing.assert_allclose(out, dense(*arrays, 21, scale=SCALE), rtol=0, atol=1e-6)
 
 
 def test_auto_takes_what_the_rule_says():

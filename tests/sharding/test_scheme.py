@@ -22,7 +22,7 @@ def test_bytes_of_the_table():
     assert sent_bytes("zigzag", LLAMA) == 7 * kv + 2 * q + kv
     assert sent_bytes("ulysses", LLAMA) == 7 * (2 * q + kv) // 8
     assert sent_bytes("tokenring", LLAMA) == 7 * (q + partial)
-    assert sent_bytes("pass_q", LLAMA) == 7 * q + 8 * partial
+    assert sent_bytes("pass_q", LLAMA) == 8 * q + 7 * partial
     few = dataclasses.replace(LLAMA, num_kv_heads=2)
     assert sent_bytes("ulysses", few) == 7 * (2 * q + kv) // 8, "2 KV heads are repeated to 8"
     assert sent_bytes("ring", dataclasses.replace(LLAMA, window=4097)) == kv

@@ -18,18 +18,23 @@ def refusal() -> str:
 
 
 def call(launch, arrays, integers, updated: int, created):
-    """`triton.Call`: what a launch creates begins as nan, what it updates as a copy of what was given."""
+    """`triton.Call` of paged attention: what a launch creates begins as nan, what it updates as a copy of what was given."""
+    from jaxserve.pallas_kernels.ragged_paged_attention import triton_kernels
+
+    kernel = getattr(triton_kernels, launch.kernel)
+    return interpret(kernel, launch.grid, arrays, integers, updated, created, shape=launch.shape)
+
+
+def interpret(kernel, grid, arrays, integers, updated: int, created, **constants):
+    """Run a kernel on arrays, integers, results: the last `updated` arrays, changed, and those `created`."""
     first = len(arrays) - updated
     shapes = [*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[first:]), *created]
 
     def run(*arrays):
-        from jaxserve.pallas_kernels.ragged_paged_attention import triton_kernels
-
         inputs = [np.array(x) for x in arrays]
         results = [*inputs[first:], *(np.full(x.shape, np.nan, x.dtype) for x in created)]
-        kernel = getattr(triton_kernels, launch.kernel)
         _multiply_bfloat16()
-        kernel[launch.grid](*map(Buffer, inputs), *integers, *map(Buffer, results), shape=launch.shape)
+        kernel[grid](*map(Buffer, inputs), *integers, *map(Buffer, results), **constants)
         return tuple(results)
 
     return jax.pure_callback(run, tuple(shapes), *arrays)
