@@ -95,9 +95,9 @@ def shutdown() -> None:
     global _followers
     if _followers is not None:
         followers, _followers = _followers, None
-        with _ending_after(_LEAVE_S, f"not all processes have left within {_LEAVE_S:g} s"):
-            followers.leave()
-            jax.distributed.shutdown()
+        if not followers.leave(_LEAVE_S):  # no timer: Python starts no threads any more at its end
+            end_process(f"not all processes have left within {_LEAVE_S:g} s")
+        jax.distributed.shutdown()
 
 
 def build(model: str | Path, config: EngineConfig) -> Built:
@@ -121,11 +121,15 @@ def _initialize_jax(coordinator_address: str | None, num_processes: int | None, 
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM, and the process would live on
     try:
         jax.distributed.initialize(
-            coordinator_address, num_processes, process_id, initialization_timeout=_JAX_PATIENCE_S
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=_JAX_PATIENCE_S,
+            shutdown_timeout_seconds=int(_LEAVE_S),
         )
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConfigError(
-            f"the processes cannot be joined: {error}",
+            f"the processes cannot be joined: {str(error).rstrip('.')}",
             remedy="Give coordinator_address (host:port of process 0), num_processes and process_id",
         ) from error
 

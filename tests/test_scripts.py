@@ -1,4 +1,4 @@
-"""scripts/quickstart and scripts/test on machines that are not ready: one sentence each, exit code 2."""
+"""The shell scripts: what they say on machines that are not ready, and what launchers start."""
 
 import os
 import shutil
@@ -94,7 +94,7 @@ def test_a_second_run_installs_nothing(machine):
 
 
 def test_the_scripts_can_be_executed_and_explain_themselves():
-    for script in ("scripts/quickstart", "scripts/test"):
+    for script in ("scripts/quickstart", "scripts/test", "scripts/launch_gpu.sh", "scripts/launch_tpu.sh"):
         assert os.access(ROOT / script, os.X_OK)
         done = subprocess.run([ROOT / script, "--help"], capture_output=True, text=True, check=True)
         assert script in done.stdout
@@ -104,3 +104,58 @@ def test_sizes_are_printed():
     command_line = [sys.executable, ROOT / "scripts" / "print_sizes.py"]
     done = subprocess.run(command_line, capture_output=True, text=True, check=True)
     assert "host engine" in done.stdout
+
+
+def launch(machine: Path, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a launcher; whatever it starts by ssh, srun or gcloud is written down by the stubs."""
+    paths = {"PATH": str(machine / "bin"), "HOME": str(machine)}
+    command_line = [ROOT / "scripts" / script, *arguments]
+    stdin = subprocess.DEVNULL
+    return subprocess.run(
+        command_line, capture_output=True, text=True, env=paths | environment, check=False, timeout=60, stdin=stdin
+    )
+
+
+def test_each_host_runs_the_command_as_the_process_it_is(machine):
+    """The stub of ssh runs here what it gets."""
+    command(machine, "ssh", 'while [ "$1" != one ] && [ "$1" != me@two ]; do shift; done; cd; shift; bash -c "$*"')
+    command(machine, "jaxserve", 'echo "$JAXSERVE_COORDINATOR_ADDRESS $JAXSERVE_NUM_PROCESSES $JAXSERVE_PROCESS_ID $*"')
+    options = ("--hosts", "one,me@two", "--port", "77", "--directory", str(machine))
+    done = launch(machine, "launch_gpu.sh", *options, "jaxserve", "generate", "a prompt")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["one:77 2 0 generate a prompt", "one:77 2 1 generate a prompt"]
+    command(machine, "jaxserve", 'exit "$JAXSERVE_PROCESS_ID"')
+    assert launch(machine, "launch_gpu.sh", *options, "jaxserve").returncode == 1
+
+
+def test_slurm_starts_the_command_itself(machine):
+    command(machine, "srun", 'echo "$@"')
+    done = launch(machine, "launch_gpu.sh", "jaxserve", "chat", SLURM_JOB_ID="1")
+    assert done.stdout == "--kill-on-bad-exit=1 jaxserve chat\n"
+
+
+def test_a_tpu_slice_gets_the_command_on_all_hosts(machine):
+    command(machine, "gcloud", 'printf "%s\n" "$@"')
+    options = ("--name", "slice", "--zone", "here", "--project", "ours")
+    words = launch(machine, "launch_tpu.sh", *options, "jaxserve", "generate", "a prompt").stdout.splitlines()
+    expected = "compute tpus tpu-vm ssh slice --zone here --worker all --project ours --command"
+    assert " ".join(words[:-1]) == expected
+    assert words[-1].endswith("exec jaxserve generate a\\ prompt ")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "sentence"),
+    [
+        ("launch_gpu.sh", [], "there is no command to run"),
+        ("launch_gpu.sh", ["jaxserve"], "give --hosts, or run it in a Slurm job"),
+        ("launch_gpu.sh", ["--host", "a", "jaxserve"], "unknown option --host"),
+        ("launch_gpu.sh", ["--hosts"], "--hosts needs a value"),
+        ("launch_tpu.sh", ["jaxserve"], "give --name and --zone"),
+        ("launch_tpu.sh", ["--name", "a", "--zone", "b"], "there is no command to run"),
+        ("launch_tpu.sh", ["--name", "a", "--zone", "b", "jaxserve"], "gcloud is not on the PATH"),
+    ],
+)
+def test_a_launcher_says_what_it_lacks(machine, script, arguments, sentence):
+    done = launch(machine, script, *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr

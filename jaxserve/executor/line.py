@@ -145,9 +145,9 @@ def end_process(reason: str, tell_others: Callable[[], None] = lambda: None) -> 
     """Print a sentence and end this process, even while another thread waits for a device: only `os._exit` can."""
     if not _ending.acquire(blocking=False):  # another thread does, and has the first reason
         threading.Event().wait()
-    threading.Timer(_FLUSH_S, os._exit, [_EXIT_FAILED]).start()  # telling and flushing may have to wait
     print(f"jaxserve: {reason}", file=sys.stderr, flush=True)  # noqa: T201
     with contextlib.suppress(Exception):
+        threading.Timer(_FLUSH_S, os._exit, [_EXIT_FAILED]).start()  # what follows may have to wait
         tell_others()
         sys.stdout.flush()
     os._exit(_EXIT_FAILED)

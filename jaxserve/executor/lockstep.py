@@ -40,7 +40,6 @@ from jaxserve.executor.line import (
 from jaxserve.step import Capacity, Row, StepPlan, StepResult
 
 _GRACE_S = 2.0  # when a step fails because a process has gone, that it has gone is the better reason: wait for it
-_LEAVE_S = 60.0  # for followers to leave
 # Opens the links between devices, so that no request waits for them. It writes to a block that nobody has yet.
 _FIRST_STEP = StepPlan(index=-1, rows=(Row(seq_id="", epoch=0, slot=0, start=0, token_ids=(0,), blocks=(0,)),))
 
@@ -93,14 +92,15 @@ class Followers:
         """Let the followers dispatch a step."""
         self._send(RunStep(engine, plan))
 
-    def leave(self) -> None:
-        """Let the followers go, and wait until they have."""
+    def leave(self, timeout_s: float) -> bool:
+        """Let the followers go, and wait; returns whether they have."""
         self._is_leaving = True
         with contextlib.suppress(OSError):
             self._send(Leave())
-        deadline_s = time.monotonic() + _LEAVE_S
+        deadline_s = time.monotonic() + timeout_s
         for watcher in self._watchers:
             watcher.join(max(0.0, deadline_s - time.monotonic()))
+        return not any(watcher.is_alive() for watcher in self._watchers)
 
     @contextlib.contextmanager
     def failing_together(self) -> Iterator[None]:

@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import socket
+from multiprocessing.connection import Client, Listener
 
 import numpy as np
 import pytest
 
 from jaxserve.config import EngineConfig
-from jaxserve.executor.line import Failed, LoadModel, RunStep, decode, encode
+from jaxserve.executor.line import Failed, Line, LoadModel, RunStep, decode, encode
 from jaxserve.request import SamplingParams
 from jaxserve.step import BlockCopy, Row, SlotStart, StepPlan
 
@@ -46,3 +48,17 @@ def test_nothing_but_messages_is_read(content):
 def test_what_is_no_message_is_refused():
     with pytest.raises(pickle.UnpicklingError, match="SamplingParams is no message"):
         decode(pickle.dumps(SamplingParams()))
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="these options are Linux's")
+def test_a_host_that_falls_silent_is_noticed_and_a_plan_is_sent_at_once():
+    with Listener(("127.0.0.1", 0)) as listener:
+        connection = Client(listener.address)
+        Line(connection, "process 0")
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            options = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_NODELAY")
+            idle_s, every_s, times, nodelay = (line.getsockopt(socket.IPPROTO_TCP, getattr(socket, o)) for o in options)
+        connection.close()
+    assert idle_s + every_s * times < 15
+    assert nodelay == 1

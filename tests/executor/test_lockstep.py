@@ -99,7 +99,7 @@ def test_all_run_the_same_steps_and_leave_together(ended):
     leader = followers.lead(notes)
     for index in range(3):
         leader.collect(leader.dispatch(plan(index)))
-    followers.leave()
+    assert followers.leave(10)
     for process in processes:
         process.join(10)
         assert process.executors[0].dispatched == notes.dispatched == [-1, 0, 1, 2]
