@@ -33,8 +33,8 @@ class Step:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """For `jitted.lower(*args)`."""
-        return self.params, self.state, self.inputs
+        """For `jitted.lower(*args)`; no expert is held twice."""
+        return self.params, self.state, self.inputs, None
 
 
 def make_step(

@@ -194,7 +194,8 @@ def test_arrays_that_lie_otherwise_than_the_step_wants_them_are_seen():
     layer = dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, down_ef=down))
     params = dataclasses.replace(made.params, layers=(layer, *others))
     state = made.state._replace(kv=dataclasses.replace(made.state.kv, pages_pkbd=pool))
-    moved = traffic.moved_arrays(found_in(made.jitted, params, state, made.inputs), limit(TENSOR_2))
+    made = dataclasses.replace(made, params=params, state=state)
+    moved = traffic.moved_arrays(found_in(made.jitted, *made.args), limit(TENSOR_2))
     sizes = {one.result_bytes for one in moved}
     assert {down.size * F32.itemsize // 2, pool.size * F32.itemsize // 2} <= sizes
 
