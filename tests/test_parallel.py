@@ -75,6 +75,15 @@ def test_answers_do_not_depend_on_any_mesh(sizes: dict[str, int], checkpoint: Pa
     assert_same(answers(checkpoint, **sizes), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [of_size(data=2, tensor=4), of_size(sequence=4)])
+def test_the_bundled_model_says_the_same(sizes: dict[str, int]):
+    prompts, params = ["def add(a, b):", "class Stack:", "import os\n"], SamplingParams(temperature=0.0, max_tokens=24)
+    options = {"dtype": "float32", "max_num_seqs": 2, "max_num_batched_tokens": 64, "progress": False}
+    alone, shared = (LLM("tiny", **options, **more).generate(prompts, params) for more in ({}, sizes))
+    assert [o.outputs[0].text for o in shared] == [o.outputs[0].text for o in alone]
+
+
 @pytest.fixture(scope="module")
 def moe_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.write_checkpoint(tmp_path_factory.mktemp("qwen2_moe"), MOE_CONFIG, seed=3)
