@@ -41,11 +41,14 @@ REFUSED = [
     ("seed", 1.5, "seed=1.5"),
     ("seed", True, "seed=True"),
     ("seed", 1 << 64, f"seed={1 << 64}"),
-    ("tensor_parallel_size", 2, "tensor_parallel_size=2 is not supported yet"),
+    ("tensor_parallel_size", 1.5, "tensor_parallel_size=1.5 must be a positive whole number"),
     ("tensor_parallel_size", True, "tensor_parallel_size=True"),
     ("data_parallel_size", 0, "data_parallel_size=0"),
     ("sequence_parallel_size", None, "sequence_parallel_size=None"),
-    ("expert_parallel_size", 8, "expert_parallel_size=8"),
+    ("expert_parallel_size", -1, "expert_parallel_size=-1"),
+    ("num_redundant_experts", -1, "num_redundant_experts=-1 must be a whole number"),
+    ("expert_rebalance_steps", True, "expert_rebalance_steps=True"),
+    ("sequence_parallel_scheme", "star", "sequence_parallel_scheme='star' must be one of auto, ulysses"),
     ("quantization", "int8", "quantization='int8' is not supported yet"),
 ]
 
