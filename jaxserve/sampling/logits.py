@@ -1,14 +1,16 @@
 """Changes to logits before a token is chosen: history penalties, bias, banned tokens, top-k / top-p / min-p.
 
-All on whole rows of float32 logits `[s v]`; nothing sorts. Thresholds are found by bisection over the bits of the
-floats, which is exact: 32 passes of compare and sum, alike on CPU, GPU and TPU.
+All on whole rows of float32 logits `[s v]`, or on a device's part of them; nothing sorts. Thresholds are found by bisection
+over the bits of the floats, which is exact: 32 passes of compare and sum, alike on CPU, GPU and TPU.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jaxserve.sharding.collectives import max_over, sum_over
+from jaxserve.sharding.collectives import max_over, num_shards, sum_over
 
 IN_PROMPT = 1 << 30  # flag beside the count of a token: it occurs in the prompt
 
@@ -46,24 +48,24 @@ def keep_top(
     kept_sv = weights_sv >= min_p_s[:, None]
     keys_sv = _sortable(logits_sv)
 
-    def enough_tokens(at_least_sv: Bool[Array, "s v"]) -> Bool[Array, " s"]:
-        return sum_over("vocab", jnp.sum(at_least_sv & kept_sv, axis=1)) >= top_k_s
+    def tokens_of(at_least_sv: Bool[Array, "s v"]) -> Int[Array, " s"]:
+        return jnp.sum(at_least_sv & kept_sv, axis=1)
 
     kept_sv = jax.lax.cond(
         jnp.any(top_k_s > 0),
-        lambda kept: kept & ((keys_sv >= _highest(enough_tokens, keys_sv)[:, None]) | (top_k_s <= 0)[:, None]),
+        lambda kept: kept & ((keys_sv >= _highest(tokens_of, top_k_s, keys_sv)[:, None]) | (top_k_s <= 0)[:, None]),
         lambda kept: kept,
         kept_sv,
     )
     mass_sv = jnp.where(kept_sv, weights_sv, 0.0)
     wanted_s = top_p_s * sum_over("vocab", jnp.sum(mass_sv, axis=1))
 
-    def enough_mass(at_least_sv: Bool[Array, "s v"]) -> Bool[Array, " s"]:
-        return sum_over("vocab", jnp.sum(jnp.where(at_least_sv, mass_sv, 0.0), axis=1)) >= wanted_s
+    def mass_of(at_least_sv: Bool[Array, "s v"]) -> Float[Array, " s"]:
+        return jnp.sum(jnp.where(at_least_sv, mass_sv, 0.0), axis=1)
 
     kept_sv = jax.lax.cond(
         jnp.any(top_p_s < 1.0),
-        lambda kept: kept & ((keys_sv >= _highest(enough_mass, keys_sv)[:, None]) | (top_p_s >= 1.0)[:, None]),
+        lambda kept: kept & ((keys_sv >= _highest(mass_of, wanted_s, keys_sv)[:, None]) | (top_p_s >= 1.0)[:, None]),
         lambda kept: kept,
         kept_sv,
     )
@@ -77,11 +79,20 @@ def _sortable(x: Float[Array, "s v"]) -> UInt[Array, "s v"]:
     return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
-def _highest(is_enough, keys_sv: UInt[Array, "s v"]) -> UInt[Array, " s"]:
-    """The highest threshold per row for which `is_enough(keys >= threshold)` holds; it must hold for 0."""
+def _highest(
+    amount_of: Callable[[jax.Array], jax.Array], wanted_s: jax.Array, keys_sv: UInt[Array, "s v"]
+) -> jax.Array:
+    """The highest threshold per row, u32[s], for which `amount_of(keys >= threshold)` is at least `wanted`, as it must be
+    for 0. Its bits are found one at a time, or four where devices share the vocabulary and each turn is a sum over them.
+    """
+    bits = 1 if num_shards("vocab") == 1 else 4
 
-    def one_bit(step, threshold_s):
-        raised_s = threshold_s | (jnp.uint32(1 << 31) >> step.astype(jnp.uint32))
-        return jnp.where(is_enough(keys_sv >= raised_s[:, None]), raised_s, threshold_s)
+    def one_digit(turn, threshold_s):
+        shift = (32 - bits * (turn + 1)).astype(jnp.uint32)
+        raised = [threshold_s | (jnp.uint32(digit) << shift) for digit in range(1, 1 << bits)]
+        amount_ds = sum_over("vocab", jnp.stack([amount_of(keys_sv >= raised_s[:, None]) for raised_s in raised]))
+        digit_d1 = jnp.arange(1, 1 << bits, dtype=jnp.uint32)[:, None]
+        digit_s = jnp.max(jnp.where(amount_ds >= wanted_s[None, :], digit_d1, 0), axis=0)
+        return threshold_s | (digit_s << shift)
 
-    return jax.lax.fori_loop(0, 32, one_bit, jnp.zeros(keys_sv.shape[0], jnp.uint32))
+    return jax.lax.fori_loop(0, 32 // bits, one_digit, jnp.zeros(keys_sv.shape[0], jnp.uint32))
