@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxserve.errors import ConfigError
 from scripts.gpu.children import Result
+from scripts.published import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS, THROUGHPUT = "tokens", "throughput"
@@ -24,34 +25,9 @@ PROMPTS = (
 NUM_TOKENS = 48
 # Few programs to compile; prompts in chunks, answers side by side, and less room than all of them want.
 SMALL = {"max_model_len": 512, "num_kv_blocks": 24, "max_num_seqs": 4, "max_num_batched_tokens": 64}
+MODEL = "llama-3.1-8b"
 LEAST_MEMORY = 22 << 30  # bytes: 16 GB of weights, and a pool worth measuring
 
-# meta-llama/Llama-3.1-8B, config.json: what its shape and its positions follow from.
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": False,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "torch_dtype": "bfloat16",
-}
 _SMALLER = {  # for rehearsals
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -150,7 +126,7 @@ def throughput(*, is_quick: bool, is_rehearsal: bool) -> Result:
     for name, value in zip(("--num-prompts", "--input-len", "--output-len"), size, strict=True):
         flags += [name, value]
     with tempfile.TemporaryDirectory() as folder:
-        config = LLAMA | (_SMALLER if is_rehearsal else {})
+        config = MODELS[MODEL] | (_SMALLER if is_rehearsal else {})
         (Path(folder) / "config.json").write_text(json.dumps(config))
         figures = Path(folder) / "figures.json"
         command = [sys.executable, "-m", "jaxserve", "bench", "throughput", "--model", folder, "--json", str(figures)]

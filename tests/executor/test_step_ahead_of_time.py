@@ -18,6 +18,7 @@ from jaxserve.pallas_kernels.ahead_of_time import compile_for, has_compiler, has
 from jaxserve.pallas_kernels.chips import CHIPS
 from jaxserve.sampling.sampler import empty_state
 from jaxserve.sharding.mesh import ONE_DEVICE
+from scripts.published import MODELS
 
 ON_TPU = [pytest.mark.slow, pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")]
 ON_GPU = [
@@ -26,35 +27,6 @@ ON_GPU = [
     pytest.mark.filterwarnings("ignore"),  # the plugin's, that there is no GPU
 ]
 
-MODELS = {
-    "llama-3.1-8b": {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "vocab_size": 128256,
-        "tie_word_embeddings": False,
-        "rope_theta": 500000.0,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 131072,
-    },
-    "qwen3-4b": {
-        "architectures": ["Qwen3ForCausalLM"],
-        "hidden_size": 2560,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 9728,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-        "rope_theta": 1000000.0,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 40960,
-    },
-}
 ROWS, TOKENS, BLOCK_SIZE, TABLE = 64, 1024, 32, 128
 UTILIZATION = 0.9  # the engine's default
 DTYPE = jnp.dtype("bfloat16")

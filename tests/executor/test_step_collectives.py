@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from slices import cases, step, traffic
+from slices import step, traffic
 
 from jaxserve.config import EngineConfig
 from jaxserve.executor.ladder import Rung
@@ -218,7 +218,7 @@ def test_four_layers_of_llama_8b_on_four_v5e(rung: Rung):
     """By the TPU compiler: all of it fits with the pool that is planned, our kernels run, and no array is handed on."""
     config = EngineConfig(max_num_seqs=64, max_num_batched_tokens=1024, max_model_len=8192)
     parallel = Parallel(tensor=4)
-    plan = lay_out(config, from_hf(cases.LLAMA_8B | {"num_hidden_layers": 4}), of_chip("v5e", 4), parallel)
+    plan = lay_out(config, from_hf(MODELS["llama-3.1-8b"] | {"num_hidden_layers": 4}), of_chip("v5e", 4), parallel)
     mesh = make_mesh(parallel, slice_devices("v5e:2x2"))
     made = step.make_step(plan.cfg, parallel, mesh, rung, plan.num_blocks, plan.dtype, 8192 // plan.block_size)
 

@@ -11,7 +11,9 @@ from jaxserve.memory.axes import closest, fitting, options_of, reason, refusal, 
 from jaxserve.memory.plan import Plan, lay_out
 from jaxserve.models.config import from_hf
 from jaxserve.sharding.mesh import Parallel
-from tests.memory.models import LLAMA_8B, LLAMA_70B
+from scripts.published import MODELS
+
+LLAMA_8B, LLAMA_70B = MODELS["llama-3.1-8b"], MODELS["llama-3.3-70b"]
 
 DEFAULT = EngineConfig()
 
