@@ -10,7 +10,7 @@ from flax import struct
 from jaxserve.executor.ladder import Rung
 from jaxserve.models.batch import TokenBatch
 from jaxserve.request import MAX_BANNED
-from jaxserve.sampling.sampler import SamplingInputs
+from jaxserve.sampling.sampler import Asks, SamplingInputs
 from jaxserve.step import Row, StepPlan
 
 T = TypeVar("T")  # what the tree holds: arrays of NumPy or JAX
@@ -42,7 +42,7 @@ def make_inputs(
 
     The parts of the replicas follow each other along every array's first axis, which is `num_replicas` times as long as
     the rung says; what is counted inside of a part (tokens, slots, blocks) starts at 0 in each. `num_wanted` is the most
-    of any replica, `wants_logprobs` whether any row of any replica wants them: all replicas take the same branches.
+    of any replica, `asks` what any row of any replica asks for: all replicas take the same branches.
     """
     sizes = {"table_width": table_width, "num_slots": num_slots, "vocab_size": vocab_size}
     parts = [_part(rows, rung, **sizes) for rows in _rows_by_replica(plan, num_replicas)]
@@ -128,18 +128,32 @@ def _sampling(rows: list[Row], size: int, num_slots: int, vocab_size: int) -> Sa
     banned_sb = np.full((size, MAX_BANNED), vocab_size, np.int32)
     for index, row in enumerate(rows):
         banned_sb[index, : len(row.banned)] = row.banned
+    temperature_s = column(0, np.float32, lambda r: r.params.temperature if r.samples else 0)
+    top_k_s = column(0, np.int32, lambda r: min(max(r.params.top_k, 0), vocab_size))
+    top_p_s = column(1, np.float32, lambda r: r.params.top_p)
+    min_p_s = column(0, np.float32, lambda r: r.params.min_p)
+    is_edited_s = column(False, np.bool_, lambda r: r.samples and r.params.has_edits)
+    asks = Asks(
+        edits=is_edited_s.any(),
+        bans=(banned_sb < vocab_size).any(),
+        draws=(temperature_s > 0).any(),
+        top_k=(top_k_s > 0).any(),
+        top_p=(top_p_s < 1).any(),
+        min_p=(min_p_s > 0).any(),
+        logprobs=np.bool_(any(r.samples and r.params.logprobs is not None for r in rows)),
+    )
     return SamplingInputs(
         slot_s=column(num_slots, np.int32, lambda r: r.slot if r.samples else num_slots),
-        temperature_s=column(0, np.float32, lambda r: r.params.temperature if r.samples else 0),
-        top_k_s=column(0, np.int32, lambda r: min(max(r.params.top_k, 0), vocab_size)),
-        top_p_s=column(1, np.float32, lambda r: r.params.top_p),
-        min_p_s=column(0, np.float32, lambda r: r.params.min_p),
+        temperature_s=temperature_s,
+        top_k_s=top_k_s,
+        top_p_s=top_p_s,
+        min_p_s=min_p_s,
         presence_s=column(0, np.float32, lambda r: r.params.presence_penalty),
         frequency_s=column(0, np.float32, lambda r: r.params.frequency_penalty),
         repetition_s=column(1, np.float32, lambda r: r.params.repetition_penalty),
         seed_s=column(0, np.uint32, lambda r: r.seed),
         index_s=column(0, np.int32, lambda r: r.output_index),
-        is_edited_s=column(False, np.bool_, lambda r: r.samples and r.params.has_edits),
+        is_edited_s=is_edited_s,
         banned_sb=banned_sb,
-        wants_logprobs=np.bool_(any(r.samples and r.params.logprobs is not None for r in rows)),
+        asks=asks,
     )

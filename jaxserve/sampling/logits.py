@@ -38,11 +38,17 @@ def ban(logits_sv: Float[Array, "s v"], banned_sb: Int[Array, "s b"]) -> Float[A
 
 
 def keep_top(
-    logits_sv: Float[Array, "s v"], top_k_s: Int[Array, " s"], top_p_s: Float[Array, " s"], min_p_s: Float[Array, " s"]
+    logits_sv: Float[Array, "s v"],
+    top_k_s: Int[Array, " s"],
+    top_p_s: Float[Array, " s"],
+    min_p_s: Float[Array, " s"],
+    any_top_k: Bool[Array, ""],
+    any_top_p: Bool[Array, ""],
 ) -> Float[Array, "s v"]:
     """-inf for all but the likeliest tokens: at least `min_p` times the best, the `top_k` best (0: all), the `top_p` mass.
 
-    Applied in this order, each on what the one before left. Tokens as likely as the last one kept are kept too.
+    Applied in this order, each on what the one before left. Tokens as likely as the last one kept are kept too. Where no row
+    has a `top_k` or a `top_p`, it is skipped.
     """
     weights_sv = jnp.exp(logits_sv - max_over("vocab", jnp.max(logits_sv, axis=1, keepdims=True)))
     kept_sv = weights_sv >= min_p_s[:, None]
@@ -52,7 +58,7 @@ def keep_top(
         return jnp.sum(at_least_sv & kept_sv, axis=1)
 
     kept_sv = jax.lax.cond(
-        jnp.any(top_k_s > 0),
+        any_top_k,
         lambda kept: kept & ((keys_sv >= _highest(tokens_of, top_k_s, keys_sv)[:, None]) | (top_k_s <= 0)[:, None]),
         lambda kept: kept,
         kept_sv,
@@ -64,7 +70,7 @@ def keep_top(
         return jnp.sum(jnp.where(at_least_sv, mass_sv, 0.0), axis=1)
 
     kept_sv = jax.lax.cond(
-        jnp.any(top_p_s < 1.0),
+        any_top_p,
         lambda kept: kept & ((keys_sv >= _highest(mass_of, wanted_s, keys_sv)[:, None]) | (top_p_s >= 1.0)[:, None]),
         lambda kept: kept,
         kept_sv,

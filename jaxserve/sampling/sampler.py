@@ -43,6 +43,20 @@ STATE_AXES = {"last_r": ("replica",), "counts_rv": ("replica", "vocab"), "bias_r
 
 
 @struct.dataclass
+class Asks(Generic[T]):
+    """What any row of a step asks for, bool[] each. The rest is skipped. Replicas of the weights are told the same: which
+    sums devices make must not depend on rows that only some of them see."""
+
+    edits: T
+    bans: T
+    draws: T
+    top_k: T
+    top_p: T
+    min_p: T
+    logprobs: T
+
+
+@struct.dataclass
 class SamplingInputs(Generic[T]):
     """How each row of a step chooses its token."""
 
@@ -58,7 +72,7 @@ class SamplingInputs(Generic[T]):
     index_s: T  # i32[s]; which token of the answer this is
     is_edited_s: T  # bool[s]; whether the slot's counts and bias apply
     banned_sb: T  # i32[s b]; v and above: padding
-    wants_logprobs: T  # bool[]
+    asks: Asks[T]
 
 
 @struct.dataclass
@@ -114,12 +128,12 @@ def sample(
 ) -> tuple[Int[Array, " s"], Logprobs, SamplerState[jax.Array]]:
     """Choose a token per row. Returns tokens, their log-probabilities (zeros if not wanted), and the new state."""
     num_slots = state.last_r.shape[0]
-    is_banned = inputs.banned_sb < logits_sv.shape[1] * num_shards("vocab")
-    is_plain = ~jnp.any(inputs.is_edited_s) & ~jnp.any(is_banned) & ~jnp.any(inputs.temperature_s > 0)
+    asks = inputs.asks
+    is_plain = ~(asks.edits | asks.bans | asks.draws)
     # One choice around all: a `cond` that hands the logits on would copy them.
     token_s = jax.lax.cond(is_plain, _argmax, lambda x: _choose(_edit(x, state, inputs), inputs), logits_sv)
     logprobs = jax.lax.cond(
-        inputs.wants_logprobs,
+        asks.logprobs,
         lambda x: logprobs_of(x, token_s),
         lambda x: _no_logprobs(x.shape[0]),
         logits_sv,
@@ -144,10 +158,9 @@ def _edit(
         edited = penalise(logits_sv, counts_sv, inputs.repetition_s, inputs.frequency_s, inputs.presence_s)
         return jnp.where(inputs.is_edited_s[:, None], edited + state.bias_rv[slot_s], logits_sv)
 
-    logits_sv = jax.lax.cond(jnp.any(inputs.is_edited_s), edit, lambda x: x, logits_sv)
-    any_banned = jnp.any(inputs.banned_sb < logits_sv.shape[1] * num_shards("vocab"))
+    logits_sv = jax.lax.cond(inputs.asks.edits, edit, lambda x: x, logits_sv)
     banned_sb = to_local("vocab", inputs.banned_sb, logits_sv.shape[1])
-    return jax.lax.cond(any_banned, lambda x: ban(x, banned_sb), lambda x: x, logits_sv)
+    return jax.lax.cond(inputs.asks.bans, lambda x: ban(x, banned_sb), lambda x: x, logits_sv)
 
 
 def _choose(logits_sv: Float[Array, "s v"], inputs: SamplingInputs[jax.Array]) -> Int[Array, " s"]:
@@ -155,7 +168,7 @@ def _choose(logits_sv: Float[Array, "s v"], inputs: SamplingInputs[jax.Array]) -
     greedy_s = _argmax(logits_sv)
     is_random_s = inputs.temperature_s > 0
     return jax.lax.cond(
-        jnp.any(is_random_s),
+        inputs.asks.draws,
         lambda x: jnp.where(is_random_s, _draw(x, inputs), greedy_s),
         lambda x: greedy_s,
         logits_sv,
@@ -275,10 +288,12 @@ def _draw(logits_sv: Float[Array, "s v"], inputs: SamplingInputs[jax.Array]) -> 
     temperature_s = jnp.where(inputs.temperature_s > 0, inputs.temperature_s, 1.0)
     # Shifted before scaling: with a tiny temperature the best token must stay finite.
     logits_sv = (logits_sv - max_over("vocab", jnp.max(logits_sv, axis=1, keepdims=True))) / temperature_s[:, None]
-    filters = jnp.any((inputs.top_k_s > 0) | (inputs.top_p_s < 1.0) | (inputs.min_p_s > 0))
-    logits_sv = jax.lax.cond(
-        filters, lambda x: keep_top(x, inputs.top_k_s, inputs.top_p_s, inputs.min_p_s), lambda x: x, logits_sv
-    )
+    asks = inputs.asks
+
+    def filtered(logits_sv: jax.Array) -> jax.Array:
+        return keep_top(logits_sv, inputs.top_k_s, inputs.top_p_s, inputs.min_p_s, asks.top_k, asks.top_p)
+
+    logits_sv = jax.lax.cond(asks.top_k | asks.top_p | asks.min_p, filtered, lambda x: x, logits_sv)
     weights_sv = jnp.exp(logits_sv - max_over("vocab", jnp.max(logits_sv, axis=1, keepdims=True)))
     return _inverse_cdf(weights_sv, jax.vmap(_uniform)(inputs.seed_s, inputs.index_s))
 

@@ -71,7 +71,9 @@ def test_each_part_is_what_its_replica_would_get_alone(num_replicas: int, data):
 
     jax.tree.map(check, joined, *alone)
     assert joined.num_wanted == max(part.num_wanted for part in alone)
-    assert joined.sampling.wants_logprobs == any(part.sampling.wants_logprobs for part in alone)
+    for field in dataclasses.fields(joined.sampling.asks):
+        asked = [getattr(part.sampling.asks, field.name) for part in alone]
+        assert getattr(joined.sampling.asks, field.name) == any(asked), field.name
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 4])
@@ -110,6 +112,6 @@ def test_without_rows_every_part_is_padding():
     assert inputs.batch.ids_t.shape == inputs.feed_t.shape == inputs.wanted_t.shape == (3 * 16,)
     assert inputs.batch.q_start_s.shape == (3 * 5,)
     assert inputs.batch.table_sm.shape == (3 * 4, 5)
-    assert inputs.num_wanted.shape == inputs.sampling.wants_logprobs.shape == ()
+    assert inputs.num_wanted.shape == inputs.sampling.asks.draws.shape == ()
     assert not inputs.batch.q_start_s.any()
     assert (inputs.sampling.slot_s == 6).all()

@@ -33,9 +33,18 @@ def inputs(rows: int, **changes) -> sampler.SamplingInputs:
         "index_s": full(0, np.int32),
         "is_edited_s": full(0, np.bool_),
         "banned_sb": np.full((rows, MAX_BANNED), VOCAB, np.int32),
-        "wants_logprobs": np.bool_(False),
     }
-    return sampler.SamplingInputs(**(plain | changes))
+    wanted = plain | changes
+    asks = sampler.Asks(
+        edits=np.any(wanted["is_edited_s"]),
+        bans=np.any(wanted["banned_sb"] < VOCAB),
+        draws=np.any(wanted["temperature_s"] > 0),
+        top_k=np.any(wanted["top_k_s"] > 0),
+        top_p=np.any(wanted["top_p_s"] < 1),
+        min_p=np.any(wanted["min_p_s"] > 0),
+        logprobs=np.bool_(False),
+    )
+    return sampler.SamplingInputs(**wanted, asks=asks)
 
 
 def expected_kept(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[int]:
@@ -56,7 +65,12 @@ def test_top_k_top_p_and_min_p_keep_what_sorting_keeps(seed: int):
     k, p, m = (np.array(column) for column in zip(*cases, strict=True))
     kept = np.asarray(
         keep_top(
-            jnp.asarray(logits), jnp.asarray(k, jnp.int32), jnp.asarray(p, jnp.float32), jnp.asarray(m, jnp.float32)
+            jnp.asarray(logits),
+            jnp.asarray(k, jnp.int32),
+            jnp.asarray(p, jnp.float32),
+            jnp.asarray(m, jnp.float32),
+            jnp.array(True),
+            jnp.array(True),
         )
     )
     for row, case in enumerate(cases):
@@ -65,7 +79,7 @@ def test_top_k_top_p_and_min_p_keep_what_sorting_keeps(seed: int):
 
 def test_ties_at_the_edge_are_all_kept():
     logits = jnp.asarray([[1.0, 3.0, 3.0, 3.0, 0.0]])
-    kept = keep_top(logits, jnp.asarray([2]), jnp.asarray([1.0]), jnp.asarray([0.0]))
+    kept = keep_top(logits, jnp.asarray([2]), jnp.asarray([1.0]), jnp.asarray([0.0]), jnp.array(True), jnp.array(False))
     assert np.isfinite(np.asarray(kept))[0].tolist() == [False, True, True, True, False]
 
 
