@@ -113,6 +113,11 @@ class EngineConfig:
         if self.quantization is not None:
             raise ConfigError(f"quantization={self.quantization!r} is not supported yet", remedy="Leave it out")
 
+    @property
+    def max_running(self) -> int:
+        """Sequences that all replicas together run at once, at most."""
+        return self.max_num_seqs * self.data_parallel_size
+
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -35,7 +35,7 @@ class Flight:
     def __init__(self, llm: "LLM", jobs: Iterator[tuple[int, str | None, Job | LineError]]):
         self._llm = llm
         self._jobs = jobs
-        self._max_prompts = 2 * llm.config.max_num_seqs
+        self._max_prompts = 2 * llm.config.max_running
         self._running: dict[str, tuple[Started, int]] = {}  # request id -> job, and which of its prompts
 
     def answers(self) -> Generator[Answer, None, None]:
