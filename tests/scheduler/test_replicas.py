@@ -60,7 +60,9 @@ class Laws:
             assert len(rows) <= capacity.num_slots
             assert all(0 <= block < capacity.num_blocks for row in rows for block in row.blocks)
             self.tokens[replica] += count
-        assert sorted(plan.loads) == sorted((sum(r.num_tokens for r in rows), len(rows)) for rows in parts.values())
+        loads = [(sum(row.num_tokens for row in rows), len(rows)) for rows in parts.values()]
+        assert sorted((load.num_tokens, load.num_rows) for load in plan.loads) == sorted(loads)
+        assert all(load.num_rows == 1 for load in plan.loads if load.is_prompt)
         assert self.rig.scheduler.counters.replica_tokens == [self.tokens[r] for r in range(capacity.num_replicas)]
 
 
