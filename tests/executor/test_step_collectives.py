@@ -29,6 +29,7 @@ from jaxserve.request import MAX_LOGPROBS
 from jaxserve.sharding.collectives import gather
 from jaxserve.sharding.hlo import Collective, collectives, totals
 from jaxserve.sharding.mesh import Parallel, make_mesh
+from scripts.published import MODELS
 
 F32 = jnp.dtype("float32")
 TINY = {
