@@ -65,7 +65,7 @@ def jit_step(
         step, outputs = _gathering(step), _SAME
 
     def on_mesh(
-        params: Any, state: DeviceState, inputs: StepInputs[jax.Array], placement: Placement[jax.Array] | None
+        params: Any, state: DeviceState, inputs: StepInputs[jax.Array], placement: Placement[jax.Array] | None = None
     ) -> tuple[StepOutputs, DeviceState]:
         rows = jax.tree.map(lambda x: _REPLICA if x.ndim else _SAME, inputs)
         over_mesh = _over(mesh, step, (weights, states, rows, _SAME), (outputs, states))

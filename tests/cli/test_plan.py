@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.memory.models import LLAMA_8B
+from scripts.published import MODELS
 
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     """A config without weights."""
     path = tmp_path / "llama.json"
-    path.write_text(json.dumps(LLAMA_8B))
+    path.write_text(json.dumps(MODELS["llama-3.1-8b"]))
     return path
 
 

@@ -124,4 +124,5 @@ def test_grouped_products_are_a_kernel_that_takes_weights_as_they_are(num_rows: 
     factors = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
     compiled = compile_for("v5e", jax.jit(grouped_matmul), *factors, jax.ShapeDtypeStruct((32,), jnp.int32))
     assert compiled.memory_analysis().temp_size_in_bytes < 1 << 20
-    assert "tpu_custom_call" in compiled.as_text()
+    # A kernel of tiles; since libtpu 0.0.52 a product that skips what is of other groups.
+    assert re.search("tpu_custom_call|SKIPPER_MODE_GROUP_STARTS", compiled.as_text())
