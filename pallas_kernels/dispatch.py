@@ -4,10 +4,20 @@ A backend raises `NotImplementedError("reason")` for what it cannot do. Without 
 not refuse is taken; a backend asked for by name is never replaced in silence.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxserve.pallas_kernels.platform import target_platform
+
 Implementation = Callable[..., Any]
+
+
+def tried(
+    implementations: Mapping[str, Implementation], order: Mapping[str, Sequence[str]], impl: str | None
+) -> dict[str, Implementation]:
+    """What `dispatch` looks at: those of the platform that is traced for, in its order; all if one is asked for by name."""
+    names = implementations if impl is not None else order[target_platform()]
+    return {name: implementations[name] for name in names}
 
 
 def dispatch(

@@ -25,7 +25,7 @@ class ExpertBook:
     def __init__(self, experts: Experts, num_devices: int, rebalance_steps: int):
         self.plan = balance.in_turn(len(experts.layers), experts.count, experts.num_slots)
         self.num_moves = 0  # slots that were given other weights
-        self._layers = [index for index, has_experts in enumerate(experts.layers) if has_experts]
+        self.layers = [index for index, has_experts in enumerate(experts.layers) if has_experts]
         self._num_devices, self._rebalance_steps = num_devices, rebalance_steps
         self._total_lx = np.zeros((len(experts.layers), experts.count), np.int64)
         self._recent_lx = np.zeros(self._total_lx.shape)
@@ -37,11 +37,6 @@ class ExpertBook:
     def placement(self) -> Placement[Any] | None:
         """For the next step; None if slot i holds expert i for ever."""
         return None if self._is_fixed else Placement(self.plan.slots_lxc, self.plan.copies_lx)
-
-    @property
-    def layers(self) -> list[int]:
-        """Those that have experts."""
-        return self._layers
 
     def note(self, counts_rlx: np.ndarray) -> None:
         """Tokens that a step gave to each expert, for each replica of the weights."""
@@ -60,7 +55,7 @@ class ExpertBook:
         new = balance.plan(self._recent_lx, self.plan.expert_ls.shape[1], self._num_devices)
         if self._slowest(new) >= self._slowest(self.plan):
             return None
-        source_ls = balance.sources(self.plan, new, self._num_devices)[self._layers]
+        source_ls = balance.sources(self.plan, new, self._num_devices)[self.layers]
         self.num_moves += int((source_ls != np.arange(source_ls.shape[1])).sum())
         self.plan = new
         return source_ls
@@ -68,13 +63,13 @@ class ExpertBook:
     def metrics(self) -> dict[str, Any]:
         """Totals, and how uneven the devices' recent loads are: the fullest over the mean, of the layers' average."""
         return {
-            "expert_tokens": self._total_lx[self._layers].tolist(),
-            "active_experts": self._active / max(self._steps * len(self._layers), 1),
+            "expert_tokens": self._total_lx[self.layers].tolist(),
+            "active_experts": self._active / max(self._steps * len(self.layers), 1),
             "expert_imbalance": self._slowest(self.plan),
             "expert_moves": self.num_moves,
         }
 
     def _slowest(self, plan: balance.Plan) -> float:
-        share_ld = plan.shares(self._recent_lx, self._num_devices)[self._layers]
+        share_ld = plan.shares(self._recent_lx, self._num_devices)[self.layers]
         mean_l = np.maximum(share_ld.mean(axis=1), 1e-9)
         return float((share_ld.max(axis=1) / mean_l).mean()) if self._recent_lx.any() else 1.0

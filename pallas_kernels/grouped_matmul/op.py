@@ -4,9 +4,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxserve.pallas_kernels.dispatch import dispatch
+from jaxserve.pallas_kernels.dispatch import dispatch, tried
 from jaxserve.pallas_kernels.grouped_matmul import cpu, ref, triton, xla
-from jaxserve.pallas_kernels.platform import target_platform
 
 IMPLEMENTATIONS = {
     "cpu": cpu.grouped_matmul,
@@ -37,8 +36,8 @@ def grouped_matmul(
 
     Returns: the products; rows of no group are unspecified, and may be not a number.
     """
-    tried = {name: IMPLEMENTATIONS[name] for name in ORDER[target_platform()]} if impl is None else IMPLEMENTATIONS
-    return dispatch("grouped_matmul", tried, impl, x_mi, w_xoi, sizes_x, jnp.dtype(out_dtype))
+    implementations = tried(IMPLEMENTATIONS, ORDER, impl)
+    return dispatch("grouped_matmul", implementations, impl, x_mi, w_xoi, sizes_x, jnp.dtype(out_dtype))
 
 
 __all__ = ["IMPLEMENTATIONS", "grouped_matmul"]

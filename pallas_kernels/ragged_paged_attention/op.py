@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxserve.pallas_kernels.dispatch import dispatch
-from jaxserve.pallas_kernels.platform import target_platform
+from jaxserve.pallas_kernels.dispatch import dispatch, tried
 from jaxserve.pallas_kernels.ragged_paged_attention import checks, cpu, gpu, ref, tpu, triton, xla
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
 
@@ -93,7 +92,7 @@ def ragged_paged_attention(
         q_tnh, k_tkh, v_tkh = (jnp.pad(x, ((0, 0), (0, 0), (0, spare))) for x in (q_tnh, k_tkh, v_tkh))
     done = dispatch(
         "ragged_paged_attention",
-        IMPLEMENTATIONS if impl else {name: IMPLEMENTATIONS[name] for name in ORDER[target_platform()]},
+        tried(IMPLEMENTATIONS, ORDER, impl),
         impl,
         q_tnh,
         k_tkh,
@@ -170,7 +169,7 @@ def chosen(
         )
         return name
 
-    names = [impl] if impl else ORDER[target_platform()]
+    names = tried(IMPLEMENTATIONS, ORDER, impl)
     return dispatch("ragged_paged_attention", {name: functools.partial(taken, name) for name in names}, impl)
 
 

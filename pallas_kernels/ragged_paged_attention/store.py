@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxserve.pallas_kernels.dispatch import dispatch
-from jaxserve.pallas_kernels.platform import target_platform
+from jaxserve.pallas_kernels.dispatch import dispatch, tried
 from jaxserve.pallas_kernels.ragged_paged_attention import tpu, tpu_write, xla
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Rows, to_pool
 
@@ -37,10 +36,9 @@ def store_pages(
     kv_dtype = jnp.dtype(kv_dtype or pages_pkbd.dtype)
     spare = pages_pkbd.shape[3] // 2 - k_tkh.shape[2]
     k_tkh, v_tkh = (jnp.pad(x, ((0, 0), (0, 0), (0, spare))) for x in (k_tkh, v_tkh))
-    names = [impl] if impl else ORDER[target_platform()]
     return dispatch(
         "store_pages",
-        {name: IMPLEMENTATIONS[name] for name in names},
+        tried(IMPLEMENTATIONS, ORDER, impl),
         impl,
         pages_pkbd,
         to_pool(k_tkh, v_tkh, kv_dtype, None),

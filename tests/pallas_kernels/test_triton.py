@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxserve.pallas_kernels import dispatch
 from jaxserve.pallas_kernels.ragged_paged_attention import op, triton, triton_ahead
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import CASES, MODELS, make_arrays, shapes_of
 
@@ -32,7 +33,7 @@ def test_without_jax_triton_the_error_says_what_to_install():
 
 @pytest.mark.usefixtures("without_jax_triton")
 def test_without_jax_triton_a_gpu_runs_xla(monkeypatch):
-    monkeypatch.setattr(op, "target_platform", lambda: "gpu")
+    monkeypatch.setattr(dispatch, "target_platform", lambda: "gpu")
     bfloat16 = jnp.dtype("bfloat16")
     sizes = {"num_heads": 8, "num_kv_heads": 2, "head_size": 128, "page_size": 16}
     assert op.chosen(**sizes, dtype=bfloat16, kv_dtype=bfloat16, pool_dtype=bfloat16) == "xla"
