@@ -1,4 +1,4 @@
-"""What is asked of the simulated replicas: calls with lengths instead of texts, and the order that programs impose on them."""
+"""What is asked of simulated replicas: calls with lengths instead of texts, and the order that programs impose on them."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ class Span(NamedTuple):
     """So many tokens, the same in every call that names the same `token`: what prefix caches see of a text."""
 
     token: int  # at least 1
-    count: int
+    length: int
 
 
 class After(NamedTuple):

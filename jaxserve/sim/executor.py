@@ -3,10 +3,11 @@
 from typing import Any, NamedTuple
 
 from jaxserve.clock import VirtualClock
+from jaxserve.cost.model import CostModel
+from jaxserve.cost.work import work_of
 from jaxserve.executor.ladder import Rung, fit
 from jaxserve.sim.call import END
 from jaxserve.sim.record import Steps
-from jaxserve.sim.stand_in import CostModel, Work
 from jaxserve.step import Capacity, Load, RowResult, StepPlan, StepResult
 
 _NOTHING = RowResult()
@@ -35,7 +36,15 @@ class SimExecutor:
     step. So host time is hidden behind the device exactly where the engine's loop hides it.
     """
 
-    def __init__(self, capacity: Capacity, ladder: tuple[Rung, ...], cost: CostModel, clock: VirtualClock):
+    def __init__(
+        self,
+        capacity: Capacity,
+        ladder: tuple[Rung, ...],
+        cost: CostModel,
+        clock: VirtualClock,
+        *,
+        overlap: bool = True,
+    ):
         self.steps = Steps()
         self.collected_s = 0.0  # when the device began the step that was collected last
         self.answers: dict[str, Answer] = {}  # by sequence id; who starts a sequence adds its answer here
@@ -43,6 +52,7 @@ class SimExecutor:
         self._ladder = ladder
         self._cost = cost
         self._clock = clock
+        self._shared = 1.0 - cost.hidden if overlap else 0.0
         self._rungs: dict[tuple[int, int, bool], Rung] = {}
         self._free_s = 0.0  # when the device has done all that was dispatched
 
@@ -52,23 +62,28 @@ class SimExecutor:
 
     def dispatch(self, plan: StepPlan) -> Pending:
         """Let the host's part pass, and put the step behind those under way."""
-        self._clock.advance(self._cost.host_s)
-        starts = [row.start for row in plan.rows]
-        counts = [len(row.token_ids) + row.feeds_last for row in plan.rows]
-        num_rows, num_tokens = len(counts), sum(counts)
-        rung = self._rung(num_tokens, num_rows, num_rows == 1 and not starts[0])
-        pairs = sum(starts) + num_tokens  # of rows of one token
-        if num_tokens > num_rows:
-            pairs = sum(n * start + n * (n + 1) // 2 for start, n in zip(starts, counts, strict=True))
-        work = Work(rung.tokens, num_rows, pairs, sum(starts) + num_tokens)
+        rows = plan.rows
+        num_rows = len(rows)
+        num_tokens = sum([len(row.token_ids) + row.feeds_last for row in rows])
+        rung = self._rung(num_tokens, num_rows, num_rows == 1 and not rows[0].start)
+        work = work_of(rows, rung.tokens, rung.rows)
+        device_s, host_s = self._cost.device_s(work), self._cost.host_s(work)
+        # What cannot pass at the same time lengthens the longer one.
+        if device_s < host_s:
+            host_s += self._shared * device_s
+        else:
+            device_s += self._shared * host_s
+        self._clock.advance(host_s)
         start_s = max(self._clock.now_s(), self._free_s)
-        self._free_s = start_s + self._cost.step_s(work)
+        self._free_s = start_s + device_s
         steps = self.steps
         steps.start_s.append(start_s)
         steps.end_s.append(self._free_s)
         steps.num_rows.append(num_rows)
         steps.num_tokens.append(num_tokens)
-        steps.num_decodes.append(counts.count(1))
+        steps.num_decodes.append(
+            num_rows if num_rows == num_tokens else sum([len(row.token_ids) + row.feeds_last == 1 for row in rows])
+        )
         steps.num_padded.append(rung.tokens - num_tokens)
         steps.sign(plan)
         return Pending(

@@ -5,7 +5,7 @@ Millions of tokens pass here, so columns are arrays and a token costs a few hund
 
 import hashlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from jaxserve.request import Finish
@@ -31,6 +31,7 @@ class Record:
         "refused",
         "replica",
         "start_s",
+        "worst_s",
     )
 
     def __init__(self, call: Call, arrival_s: float, num_prompt: int):
@@ -41,6 +42,7 @@ class Record:
         self.start_s: float | None = None  # the first step with a part of it began
         self.first_s: float | None = None  # its first token was there
         self.last_s = 0.0  # its newest token was there
+        self.worst_s = 0.0  # longest time between two of its tokens
         self.finish_s: float | None = None
         self.finish: Finish | None = None
         self.num_output = 0
@@ -72,7 +74,7 @@ class Steps:
         return sum(self.end_s) - sum(self.start_s)
 
     def sign(self, plan: StepPlan) -> None:
-        """Make a plan part of the digest: who runs, from where, how many tokens, in which newest block; and what is copied."""
+        """Make a plan part of the digest: who runs, from where, how many tokens, in which newest block; what is copied."""
         rows: list[Any] = [(row.seq_id, row.start, row.num_tokens, row.blocks[-1:]) for row in plan.rows]
         self.digest.update(repr((plan.index, rows, plan.copies)).encode())
 
@@ -85,10 +87,10 @@ class Gaps:
         self.counts = array("l")
 
     def note(
-        self, progress: Iterable[Progress], records: dict[str, Record], start_s: float, now_s: float
+        self, progress: Sequence[Progress], records: dict[str, Record], start_s: float, now_s: float
     ) -> list[Progress]:
         """Take the tokens of a step that began at `start_s`; returns who has ended."""
-        ended, common, number = [], -1.0, 0
+        common, gap_s, number = -1.0, 0.0, 0
         for item in progress:
             result = item.result
             if result is not None and result.token_id is not None:
@@ -102,18 +104,21 @@ class Gaps:
                     record.first_s = now_s
                     if record.start_s is None:
                         record.start_s = start_s
+                    continue
                 else:
                     if number:
-                        self.seconds.append(now_s - common)
-                        self.counts.append(number)
-                    common, number = last_s, 1
+                        self._add(gap_s, number)
+                    common, gap_s, number = last_s, now_s - last_s, 1
+                if gap_s > record.worst_s:
+                    record.worst_s = gap_s
             elif result is not None:  # a part of a prompt
                 record = records[item.sequence.seq_id]
                 if record.start_s is None:
                     record.start_s = start_s
-            if item.finish:
-                ended.append(item)
         if number:
-            self.seconds.append(now_s - common)
-            self.counts.append(number)
-        return ended
+            self._add(gap_s, number)
+        return [item for item in progress if item.finish]
+
+    def _add(self, gap_s: float, number: int) -> None:
+        self.seconds.append(gap_s)
+        self.counts.append(number)

@@ -3,10 +3,10 @@
 import dataclasses
 from collections import deque
 from collections.abc import Sequence as Seq
-from typing import Any
 
 from jaxserve.clock import VirtualClock
 from jaxserve.cluster.snapshot import Snapshot
+from jaxserve.cost.model import CostModel
 from jaxserve.executor.ladder import build_ladder
 from jaxserve.kv.store import KVStore
 from jaxserve.request import Request
@@ -14,7 +14,6 @@ from jaxserve.scheduler.core import Progress, Scheduler
 from jaxserve.scheduler.policy import Policy, View
 from jaxserve.scheduler.sequence import Sequence
 from jaxserve.sim.executor import Answer, Pending, SimExecutor
-from jaxserve.sim.stand_in import CostModel
 from jaxserve.step import Capacity, RowResult, StepPlan
 
 _GUESSED_TOKENS = 256  # of an answer, before one has ended
@@ -50,7 +49,7 @@ class Replica:
         self.clock = VirtualClock()
         self.store = KVStore(spec.num_blocks, spec.block_size, caching=spec.caching)
         self.scheduler = Scheduler([self.store], policy, capacity, token_budget=spec.token_budget, chunked=spec.chunked)
-        self.executor = SimExecutor(capacity, ladder, spec.cost, self.clock)
+        self.executor = SimExecutor(capacity, ladder, spec.cost, self.clock, overlap=spec.overlap)
         self._pending: deque[tuple[StepPlan, Pending]] = deque()
         self._live: dict[str, Sequence] = {}
         self._work_s: dict[str, float] = {}
@@ -106,8 +105,7 @@ class Replica:
 
     def service_s(self, request: Request) -> float:
         """Seconds to serve a request alone, for an answer as long as the latest ones were. Its true length is not asked."""
-        del request
-        return self._guess * 0.01
+        return self.spec.cost.service_s(len(request.prompt_token_ids), round(self._guess))
 
     def snapshot(self, now_s: float) -> Snapshot:
         """What a router may know. Requests that ended in a step under way count until its end."""

@@ -14,6 +14,7 @@ from jaxserve.scheduler.policies.fcfs import Fcfs
 from jaxserve.scheduler.policies.priority import Priority
 from jaxserve.scheduler.policy import Policy
 from jaxserve.sim.call import END, After, Call, Span, Workload
+from jaxserve.sim.fairness import Fairness
 from jaxserve.sim.record import Gaps, Record
 from jaxserve.sim.replica import Replica, ReplicaSpec
 from jaxserve.step import RowResult
@@ -32,6 +33,7 @@ class Run:
     replicas: list[Replica]
     records: list[Record]  # in order of arrival
     gaps: Gaps
+    fairness: Fairness | None = None  # if there are several clients
     end_s: float = 0.0
     is_partial: bool = False  # interrupted
 
@@ -59,7 +61,7 @@ def simulate(
     """
     replicas = [Replica(index, spec, _policy(policy, options, spec)) for index, spec in enumerate(specs)]
     world = _World(workload, replicas, router, knows_lengths)
-    run = Run(workload, replicas, world.records, world.gaps)
+    run = Run(workload, replicas, world.records, world.gaps, world.fairness)
     try:
         world.run(watch or _watch_nothing)
     except KeyboardInterrupt:
@@ -79,6 +81,7 @@ class _World:
     def __init__(self, workload: Workload, replicas: list[Replica], router: Router, knows_lengths: bool):
         self.records: list[Record] = []
         self.gaps = Gaps()
+        self.fairness = Fairness(workload) if len({call.client for call in workload.calls}) > 1 else None
         self._replicas = replicas
         self._router = router
         self._knows_lengths = knows_lengths
@@ -117,6 +120,8 @@ class _World:
             before_s = replica.clock.now_s()
             progress = replica.advance()
             now_s = replica.clock.now_s()
+            if self.fairness is not None and progress:
+                self.fairness.note(progress, self._by_sequence)
             ended = self.gaps.note(progress, self._by_sequence, replica.executor.collected_s, now_s)
             for item in ended:
                 self._end(replica, item, now_s)
@@ -155,6 +160,8 @@ class _World:
         if len(prompt) >= replica.spec.max_model_len:
             record.refused = f"a prompt of {len(prompt)} tokens, and max_model_len is {replica.spec.max_model_len}"
             return
+        if self.fairness is not None:
+            self.fairness.arrive(call.client)
         number = self._numbers[call.call_id]
         seq_id = f"{call.call_id}/0#{number}"
         self._by_sequence[seq_id] = record
@@ -165,7 +172,7 @@ class _World:
         parts = list[tuple[int, ...]]()
         for piece in call.prompt:
             if isinstance(piece, Span):
-                parts.append((piece.token,) * piece.count)
+                parts.append((piece.token,) * piece.length)
             else:
                 tokens, num_prompt = self._texts[piece.call_id]
                 parts.append(tokens if isinstance(piece, After) else tokens[num_prompt:])
