@@ -1,7 +1,8 @@
-"""What is asked of simulated replicas: calls with lengths instead of texts, and the order that programs impose on them."""
+"""What is asked of simulated replicas: calls with lengths instead of texts, and the order that programs impose on
+them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxserve.errors import ConfigError
@@ -35,8 +36,8 @@ Piece = Span | After | Said
 class Call:
     """One request. It arrives at `arrival_s`, or `think_s` after the last of its parents has ended if that is later.
 
-    The scheduler does not know `output_tokens`: the answer ends with an end token that comes when it comes. `max_tokens` is
-    the limit that it does know, if there is one.
+    The scheduler does not know `output_tokens`: the answer ends with an end token that comes when it comes.
+    `max_tokens` is the limit that it does know, if there is one.
     """
 
     call_id: str
@@ -67,19 +68,20 @@ class Workload:
     calls: tuple[Call, ...]
 
     def at_rate(self, per_s: float) -> "Workload":
-        """The same calls, arriving faster or slower, so that so many programs (calls without parents) come per second on
-        average. Think times stay.
+        """The same calls, arriving faster or slower, so that so many programs come per second on average (calls without
+        parents, those of one program once). Think times stay.
 
         Raises:
           ConfigError: all come at once, so there is no rate that could be changed.
         """
-        roots = [call.arrival_s for call in self.calls if not call.parents]
-        span_s = max(roots, default=0.0) - min(roots, default=0.0)
+        first = dict[str, float]()
+        for call in self.calls:
+            if not call.parents:
+                first.setdefault(f"program {call.program}" if call.program else f"call {call.call_id}", call.arrival_s)
+        span_s = max(first.values(), default=0.0) - min(first.values(), default=0.0)
         if not span_s:
-            raise ConfigError(
-                f"all calls of {self.name} arrive at once, so they have no rate", remedy="Leave the rate out"
-            )
-        factor = (len(roots) - 1) / span_s / per_s
+            raise ConfigError(f"all of {self.name} arrives at once, so it has no rate", remedy="Leave the rate out")
+        factor = (len(first) - 1) / span_s / per_s
         calls = tuple(dataclasses.replace(call, arrival_s=call.arrival_s * factor) for call in self.calls)
         return Workload(self.name, calls)
 
@@ -103,7 +105,8 @@ def make_workload(name: str, calls: Iterable[Call], where: Callable[[str], str] 
     """Order calls and check what ties them together. `where` says how to name a call in a message.
 
     Raises:
-      ConfigError: no calls, an id twice, a parent that does not exist, parents in a circle, or a prompt made of calls that
+      ConfigError: no calls, an id twice, a parent that does not exist, parents in a circle, or a prompt made of calls
+      that
         need not have ended.
     """
     calls = tuple(calls)
@@ -128,11 +131,11 @@ def make_workload(name: str, calls: Iterable[Call], where: Callable[[str], str] 
     return Workload(name, tuple(sorted(calls, key=lambda call: call.arrival_s)))
 
 
-def critical_tokens(calls: Iterable[Call], written: Callable[[Call], int]) -> int:
+def critical_tokens(calls: Iterable[Call], written: Mapping[str, int]) -> int:
     """Answer tokens on the longest way through a program: what one after the other has to be written."""
     longest = dict[str, int]()
     for call in in_order(tuple(calls)):
-        longest[call.call_id] = written(call) + max((longest.get(p, 0) for p in call.parents), default=0)
+        longest[call.call_id] = written[call.call_id] + max((longest.get(p, 0) for p in call.parents), default=0)
     return max(longest.values(), default=0)
 
 

@@ -32,8 +32,8 @@ class Pending(NamedTuple):
 class SimExecutor:
     """One host thread and one device that runs steps in order.
 
-    `dispatch` takes the host's time for a step and lets the device begin when it is free; `collect` waits for the end of a
-    step. So host time is hidden behind the device exactly where the engine's loop hides it.
+    `dispatch` takes the host's time for a step and lets the device begin when it is free; `collect` waits for the end
+    of a step. So host time is hidden behind the device exactly where the engine's loop hides it.
     """
 
     def __init__(

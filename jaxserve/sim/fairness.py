@@ -1,7 +1,7 @@
 """What clients were given, and how far apart those fell that could have been given more.
 
-Service is charged as in VTC (OSDI 2024, arXiv 2401.00588): a weight for each prompt token that was computed, twice as much for
-each answer token. A client is backlogged while a call of its waits that has not begun.
+Service is charged as in VTC (OSDI 2024, arXiv 2401.00588): a weight for each prompt token that was computed, twice as
+much for each answer token. A client is backlogged while a call of its waits that has not begun.
 """
 
 from collections import Counter
@@ -18,8 +18,8 @@ _MOST_CLIENTS = 64  # whose pairs are watched: those with the most calls
 
 
 class Fairness:
-    """Charged service by client, and the widest gap of a pair: over all times at which both were backlogged without a break,
-    how far the difference of their services moved."""
+    """Charged service by client, and the widest gap of a pair: over all times at which both were backlogged without a
+    break, how far the difference of their services moved."""
 
     def __init__(self, workload: Workload):
         calls = Counter(call.client for call in workload.calls)

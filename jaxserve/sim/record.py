@@ -74,7 +74,8 @@ class Steps:
         return sum(self.end_s) - sum(self.start_s)
 
     def sign(self, plan: StepPlan) -> None:
-        """Make a plan part of the digest: who runs, from where, how many tokens, in which newest block; what is copied."""
+        """Make a plan part of the digest: who runs, from where, how many tokens, in which newest block; what is
+        copied."""
         rows: list[Any] = [(row.seq_id, row.start, row.num_tokens, row.blocks[-1:]) for row in plan.rows]
         self.digest.update(repr((plan.index, rows, plan.copies)).encode())
 

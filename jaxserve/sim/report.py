@@ -35,9 +35,10 @@ class Slo:
 def report(run: Run, slo: Slo | None = None) -> dict[str, Any]:
     """All figures of a run.
 
-    `ttft`, `tpot`, `latency` and `wait` (for the first step) are of calls, `tbt` (between two tokens of an answer) of tokens,
-    `program` of programs: from the first arrival to the last answer, and that over the answer tokens of the longest way.
-    A prompt token is cached if it did not have to be fed; fed ones include those computed again after a preemption.
+    `ttft`, `tpot`, `latency` and `wait` (for the first step) are of calls, `tbt` (between two tokens of an answer) of
+    tokens, `program` of programs: from the first arrival to the last answer, and that over the answer tokens of the
+    longest way. A prompt token is cached if it did not have to be fed; fed ones include those computed again after a
+    preemption.
     """
     ended = [record for record in run.records if record.finish_s is not None and record.first_s is not None]
     steps = [replica.executor.steps for replica in run.replicas]
@@ -133,7 +134,7 @@ def _programs(records: Sequence[Record]) -> dict[str, Any]:
     for calls in whole:
         latency_s = max(r.finish_s or 0.0 for r in calls) - min(r.arrival_s for r in calls)
         written = {record.call.call_id: record.num_output for record in calls}
-        tokens = critical_tokens([record.call for record in calls], lambda call: written[call.call_id])
+        tokens = critical_tokens([record.call for record in calls], written)
         latencies.append(latency_s)
         per_token.append(latency_s / max(tokens, 1))
     return {

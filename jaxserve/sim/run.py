@@ -1,4 +1,5 @@
-"""The simulation: calls arrive, a router chooses a replica, replicas run their steps, ended calls release their children."""
+"""The simulation: calls arrive, a router chooses a replica, replicas run their steps, ended calls release their
+children."""
 
 import dataclasses
 import functools

@@ -5,13 +5,13 @@ Azure (LLM inference trace 2023), CSV with these columns; answers of 0 tokens ar
     TIMESTAMP,ContextTokens,GeneratedTokens
     2023-11-16 18:15:46.6805900,374,44
 
-Mooncake (FAST 2025, arXiv 2407.00079), one JSON object a line. Times are milliseconds; each id stands for 512 tokens of the
-prompt, the same wherever it occurs; the last one for what is left:
+Mooncake (FAST 2025, arXiv 2407.00079), one JSON object a line. Times are milliseconds; each id stands for 512 tokens of
+the prompt, the same wherever it occurs; the last one for what is left:
 
     {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, ...]}
 
-Ours, one JSON object a line; only `prompt` and `output_tokens` must be there. The prompt is a number of tokens that no other
-call has, or a list of pieces: such a number; `["handbook", 3000]`, tokens that all calls share that name them;
+Ours, one JSON object a line; only `prompt` and `output_tokens` must be there. The prompt is a number of tokens that no
+other call has, or a list of pieces: such a number; `["handbook", 3000]`, tokens that all calls share that name them;
 `{"after": "a"}`, all that call "a" read and wrote; `{"said": "a"}`, only its answer.
 
     {"id": "b", "arrival_s": 1.5, "prompt": [{"after": "a"}, 40], "output_tokens": 200, "parents": ["a"], "think_s": 2.0,
