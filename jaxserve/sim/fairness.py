@@ -39,8 +39,6 @@ class Fairness:
         service = self.service
         for item in progress:
             row, record = item.row, records[item.sequence.seq_id]
-            if row is None:
-                continue
             client = record.call.client
             if record.start_s is None:
                 self._waiting[client] -= 1

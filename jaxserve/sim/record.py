@@ -77,7 +77,8 @@ class Steps:
         """Make a plan part of the digest: who runs, from where, how many tokens, in which newest block; what is
         copied."""
         rows: list[Any] = [(row.seq_id, row.start, row.num_tokens, row.blocks[-1:]) for row in plan.rows]
-        self.digest.update(repr((plan.index, rows, plan.copies)).encode())
+        moves = plan.swap_outs, plan.swap_ins, plan.prefetches, plan.copies
+        self.digest.update(repr((plan.index, rows, moves)).encode())
 
 
 class Gaps:
@@ -94,7 +95,7 @@ class Gaps:
         common, gap_s, number = -1.0, 0.0, 0
         for item in progress:
             result = item.result
-            if result is not None and result.token_id is not None:
+            if result.token_id is not None:
                 record = records[item.sequence.seq_id]
                 last_s = record.last_s
                 record.last_s = now_s
@@ -112,7 +113,7 @@ class Gaps:
                     common, gap_s, number = last_s, now_s - last_s, 1
                 if gap_s > record.worst_s:
                     record.worst_s = gap_s
-            elif result is not None:  # a part of a prompt
+            else:  # a part of a prompt
                 record = records[item.sequence.seq_id]
                 if record.start_s is None:
                     record.start_s = start_s

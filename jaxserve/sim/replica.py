@@ -1,20 +1,21 @@
-"""One simulated replica: the real scheduler and the real KV store over a SimExecutor, with a clock of its own."""
+"""One simulated replica: the real scheduler, KV store and loop over a SimExecutor, with a clock of its own."""
 
 import dataclasses
-from collections import deque
 from collections.abc import Sequence as Seq
 
 from jaxserve.clock import VirtualClock
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.cost.model import CostModel
+from jaxserve.cost.work import prompt_work
 from jaxserve.executor.ladder import build_ladder
 from jaxserve.kv.store import KVStore
+from jaxserve.pipeline import Pipeline
 from jaxserve.request import Request
 from jaxserve.scheduler.core import Progress, Scheduler
-from jaxserve.scheduler.policy import Policy, View
+from jaxserve.scheduler.policy import Policy
 from jaxserve.scheduler.sequence import Sequence
-from jaxserve.sim.executor import Answer, Pending, SimExecutor
-from jaxserve.step import Capacity, RowResult, StepPlan
+from jaxserve.sim.executor import Answer, SimExecutor
+from jaxserve.step import Capacity, RowResult
 
 _GUESSED_TOKENS = 256  # of an answer, before one has ended
 _RECENT = 0.05  # weight of the newest answer in the guess
@@ -30,11 +31,15 @@ class ReplicaSpec:
     max_num_seqs: int = 32
     token_budget: int = 2048
     max_model_len: int = 131_072
+    num_host_blocks: int = 0  # room in host memory for blocks that are swapped out
+    preemption_mode: str = "auto"
     sequence_shards: int = 1  # devices that share a step's tokens
+    client_quota: int | None = None
     chunked: bool = True
     caching: bool = True
     overlap: bool = True
-    engine_type: str = ""
+    compiles: bool = False  # while it serves, rather than before
+    engine_type: str = ""  # replicas of one type are equally fast
 
 
 class Replica:
@@ -42,77 +47,77 @@ class Replica:
 
     def __init__(self, index: int, spec: ReplicaSpec, policy: Policy):
         ladder = build_ladder(spec.max_num_seqs, spec.token_budget, spec.sequence_shards)
-        rungs = tuple(sorted({rung.tokens for rung in ladder}))
-        capacity = Capacity(spec.num_blocks, spec.block_size, spec.max_num_seqs, rungs, spec.max_model_len)
+        capacity = Capacity(
+            num_blocks=spec.num_blocks,
+            block_size=spec.block_size,
+            num_slots=spec.max_num_seqs,
+            token_rungs=tuple(sorted({rung.tokens for rung in ladder})),
+            max_model_len=spec.max_model_len,
+            num_host_blocks=spec.num_host_blocks if spec.preemption_mode != "recompute" else 0,
+        )
         self.index = index
         self.spec = spec
         self.clock = VirtualClock()
         self.store = KVStore(spec.num_blocks, spec.block_size, caching=spec.caching)
-        self.scheduler = Scheduler([self.store], policy, capacity, token_budget=spec.token_budget, chunked=spec.chunked)
-        self.executor = SimExecutor(capacity, ladder, spec.cost, self.clock, overlap=spec.overlap)
-        self._pending: deque[tuple[StepPlan, Pending]] = deque()
-        self._live: dict[str, Sequence] = {}
-        self._work_s: dict[str, float] = {}
+        self.scheduler = Scheduler(
+            [self.store],
+            policy,
+            capacity,
+            token_budget=spec.token_budget,
+            chunked=spec.chunked,
+            swap_rule=self._swaps,
+            client_quota=spec.client_quota,
+        )
+        self.executor = SimExecutor(
+            capacity, ladder, spec.cost, self.clock, overlap=spec.overlap, compiles=spec.compiles
+        )
+        self._pipeline = Pipeline(self.scheduler, self.executor, self.clock, overlap=spec.overlap)
+        self._work_s: dict[str, float] = {}  # of sequences that have not ended
         self._guess = float(_GUESSED_TOKENS)
 
     @property
     def has_work(self) -> bool:
         """Whether a sequence has not ended, or a step is under way."""
-        return bool(self._live or self._pending)
+        return bool(self._work_s) or self._pipeline.is_busy
 
     def idle_until(self, now_s: float) -> None:
         """Wait for work."""
         self.clock.advance(max(now_s - self.clock.now_s(), 0.0))
 
-    def add(self, request: Request, seq_id: str, token: RowResult, length: int, arrival_s: float) -> Sequence:
+    def add(self, request: Request, seq_id: str, token: RowResult, length: int) -> None:
         """Queue a request whose answer is known: `length` tokens, the last of them the end token."""
-        self.idle_until(arrival_s)
-        params, num_prompt = request.params, len(request.prompt_token_ids)
-        limit = self.spec.max_model_len if params.max_tokens is None else num_prompt + params.max_tokens
+        self.idle_until(request.arrival_s)
+        limit, max_tokens = self.spec.max_model_len, request.params.max_tokens
         sequence = Sequence(
             seq_id=seq_id,
             request=request,
             seed=0,
-            max_len=min(limit, self.spec.max_model_len),
-            view=View(seq_id, request, arrival_s, num_prompt),
-            tokens=list(request.prompt_token_ids),
+            max_len=limit if max_tokens is None else min(limit, len(request.prompt_token_ids) + max_tokens),
+            arrival_s=request.arrival_s,
         )
         self.executor.answers[seq_id] = Answer(token, length)
-        self._live[seq_id] = sequence
         self._work_s[seq_id] = self.service_s(request)
         self.scheduler.add(sequence, self.clock.now_s())
-        return sequence
 
     def advance(self) -> list[Progress]:
-        """Plan and dispatch a step, and collect the one before it; what the engine's `step` does."""
-        plan = self.scheduler.plan(self.clock.now_s())
-        if plan is not None:
-            self._pending.append((plan, self.executor.dispatch(plan)))
-            if self.spec.overlap and len(self._pending) < 2:
-                return []
-        if not self._pending:
-            return []
-        plan, handle = self._pending[0]
-        result = self.executor.collect(handle)
-        self._pending.popleft()
-        return self.scheduler.commit(plan, result, self.clock.now_s())
+        """One turn of the loop."""
+        return self._pipeline.advance()
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended."""
-        seq_id = sequence.seq_id
-        del self._live[seq_id], self._work_s[seq_id]
+        del self._work_s[sequence.seq_id]
         self._guess += _RECENT * (len(sequence.tokens) - sequence.num_prompt - self._guess)
 
     def service_s(self, request: Request) -> float:
-        """Seconds to serve a request alone, for an answer as long as the latest ones were. Its true length is not
-        asked."""
+        """Seconds to serve a request alone, for an answer as long as the latest ones were. Its true length is not asked."""
         return self.spec.cost.service_s(len(request.prompt_token_ids), round(self._guess))
 
     def snapshot(self, now_s: float) -> Snapshot:
-        """What a router may know. Requests that ended in a step under way count until its end."""
+        """What a router may know. A step under way counts as it was planned."""
         spec, store = self.spec, self.store
-        waiting = [s for s in self._live.values() if s.slot < 0]
-        blocks = [store.blocks_for(s.num_total + 1) for s in waiting]
+        waiting, (books,) = self.scheduler.waiting, self.scheduler.replicas
+        blocks = [store.blocks_for(view.num_prompt + view.num_output + 1) for view in waiting]
+        views = [*waiting, *(sequence.view for sequence in books.running)]
         return Snapshot(
             replica=self.index,
             time_s=now_s,
@@ -121,12 +126,12 @@ class Replica:
             num_blocks=spec.num_blocks,
             block_size=spec.block_size,
             num_free=store.num_available,
-            num_running=len(self._live) - len(waiting),
+            num_running=len(books.running),
             num_waiting=len(waiting),
-            num_urgent=sum(s.request.priority < 0 for s in self._live.values()),
+            num_urgent=sum(view.request.priority < 0 for view in views),
             waiting_blocks=sum(blocks),
             first_waiting_blocks=blocks[0] if blocks else 0,
-            queued_tokens=sum(max(s.num_prompt - s.num_computed, 0) for s in self._live.values()),
+            queued_tokens=books.num_ahead + sum(view.num_prompt for view in waiting),
             work_s=sum(self._work_s.values()),
             cached=self._cached,
             service_s=self.service_s,
@@ -134,3 +139,10 @@ class Replica:
 
     def _cached(self, tokens: Seq[int], namespace: str) -> int:
         return self.store.cached(tokens, namespace, limit=max(len(tokens) - 1, 0))
+
+    def _swaps(self, num_blocks: int, num_tokens: int) -> bool:
+        """Whether the way to host memory and back is shorter than computing so many tokens again."""
+        cost = self.spec.cost
+        if self.spec.preemption_mode == "swap":
+            return True
+        return 2 * cost.swap_s(num_blocks) < cost.device_s(prompt_work(num_tokens))

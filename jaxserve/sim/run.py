@@ -6,13 +6,13 @@ import functools
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.errors import InvariantError
 from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.core import Progress
-from jaxserve.scheduler.policies.fcfs import Fcfs
-from jaxserve.scheduler.policies.priority import Priority
+from jaxserve.scheduler.make import make_policy
 from jaxserve.scheduler.policy import Policy
 from jaxserve.sim.call import END, After, Call, Span, Workload
 from jaxserve.sim.fairness import Fairness
@@ -49,7 +49,7 @@ def simulate(
     workload: Workload,
     specs: Sequence[ReplicaSpec],
     policy: str | Callable[[], Policy] = "fcfs",
-    options: Mapping[str, object] | None = None,
+    options: Mapping[str, Any] | None = None,
     *,
     router: Router = least_loaded,
     knows_lengths: bool = False,
@@ -71,9 +71,8 @@ def simulate(
     return run
 
 
-def _policy(policy: str | Callable[[], Policy], options: Mapping[str, object] | None, spec: ReplicaSpec) -> Policy:
-    del options, spec
-    return {"fcfs": Fcfs, "priority": Priority}[policy]() if isinstance(policy, str) else policy()
+def _policy(policy: str | Callable[[], Policy], options: Mapping[str, Any] | None, spec: ReplicaSpec) -> Policy:
+    return make_policy(policy, options, cost=spec.cost) if isinstance(policy, str) else policy()
 
 
 class _World:
@@ -147,10 +146,11 @@ class _World:
             arrival_s=now_s,
             eos_token_ids=(END,),
             namespace=call.namespace,
-            priority=call.priority,  # pyright: ignore[reportArgumentType]
+            priority=call.priority,
             client=call.client,
             program=call.program,
             parents=call.parents,
+            stage=call.stage,
             deadline_s=call.deadline_s,
         )
         index = 0
@@ -166,7 +166,7 @@ class _World:
         number = self._numbers[call.call_id]
         seq_id = f"{call.call_id}/0#{number}"
         self._by_sequence[seq_id] = record
-        replica.add(request, seq_id, RowResult(token_id=-1 - number), call.output_tokens, now_s)
+        replica.add(request, seq_id, RowResult(token_id=-1 - number), call.output_tokens)
 
     def _prompt(self, call: Call) -> tuple[int, ...]:
         """The tokens of a call's prompt. Texts that nobody needs any more are forgotten."""
