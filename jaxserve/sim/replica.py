@@ -109,7 +109,8 @@ class Replica:
         self._guess += _RECENT * (len(sequence.tokens) - sequence.num_prompt - self._guess)
 
     def service_s(self, request: Request) -> float:
-        """Seconds to serve a request alone, for an answer as long as the latest ones were. Its true length is not asked."""
+        """Seconds to serve a request alone, for an answer as long as the latest ones were. Its true length is not
+        asked."""
         return self.spec.cost.service_s(len(request.prompt_token_ids), round(self._guess))
 
     def snapshot(self, now_s: float) -> Snapshot:
