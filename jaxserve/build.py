@@ -94,10 +94,26 @@ def _plan_here(config: EngineConfig, cfg: ModelConfig) -> Plan:
     if config.expert_rebalance_steps and jax.process_count() > 1:
         # Each process would decide by the counts that have reached it so far.
         raise ConfigError("expert_rebalance_steps needs a single process", remedy="Leave it at 0")
+    if config.swap_space:
+        _check_swap_space(config)
     plan = lay_out(config, cfg, room.of_this_machine())
     if plan.problem:
         raise axes.refusal(plan, config, cfg)
     return plan
+
+
+def _check_swap_space(config: EngineConfig) -> None:
+    if jax.process_count() > 1:
+        raise ConfigError(
+            "swap_space needs a single process: blocks of others cannot be read here", remedy="Leave it at 0"
+        )
+    wanted, free = int(config.swap_space * (1 << 30)) * config.data_parallel_size, room.free_host_bytes()
+    if wanted > free:
+        raise ConfigError(
+            f"swap_space={config.swap_space:g} GiB for each of {config.data_parallel_size} replicas is "
+            f"{room.size_text(wanted)}, but {room.size_text(free)} of host memory are free",
+            remedy="Lower swap_space",
+        )
 
 
 def _load_weights(folder: Path, config: EngineConfig, plan: Plan, mesh: Mesh | None) -> Any:
@@ -128,6 +144,7 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
         attention_backend=config.attention_backend,
         mesh=mesh,
         experts=ExpertBook(cfg.experts, plan.parallel.expert, config.expert_rebalance_steps) if cfg.experts else None,
+        num_host_blocks=plan.num_host_blocks,
     )
 
 
@@ -172,6 +189,7 @@ def _facts(config: EngineConfig, plan: Plan) -> dict[str, Any]:
         "sampler_bytes": plan.needs.sampler,
         "activation_bytes": plan.needs.activations,
         "kv_pool_bytes": plan.pool_bytes,
+        "num_host_blocks": plan.num_host_blocks,
     }
 
 
