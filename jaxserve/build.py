@@ -33,14 +33,11 @@ from jaxserve.pallas_kernels.matmul import op as matmul
 from jaxserve.pallas_kernels.ragged_paged_attention import op as attention
 from jaxserve.sampling.sampler import empty_state
 from jaxserve.scheduler.core import Scheduler
-from jaxserve.scheduler.policies.fcfs import Fcfs
-from jaxserve.scheduler.policies.priority import Priority
+from jaxserve.scheduler.make import make_policy
 from jaxserve.sharding.links import links_here
 from jaxserve.sharding.mesh import make_mesh
 from jaxserve.sharding.scheme import Case, choose_scheme, refusal
 from jaxserve.tokenizer import Tokenizer, load_tokenizer
-
-POLICIES = {"fcfs": Fcfs, "priority": Priority}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -141,10 +138,11 @@ def _make_engine(config: EngineConfig, plan: Plan, executor: Executor, tokenizer
             KVStore(capacity.num_blocks, capacity.block_size, caching=config.enable_prefix_caching)
             for _ in range(capacity.num_replicas)
         ],
-        POLICIES[config.scheduling_policy](),
+        make_policy(config.scheduling_policy, config.scheduling_options),
         capacity,
         token_budget=plan.token_budget,
         chunked=config.enable_chunked_prefill,
+        client_quota=config.max_num_seqs_per_client,
     )
     return Engine(
         scheduler,

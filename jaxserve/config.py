@@ -4,16 +4,20 @@ import dataclasses
 import difflib
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxserve.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-SCHEDULING_POLICIES = ("fcfs", "priority")
+# One file each; a new one is found by being there.
+SCHEDULING_POLICIES = tuple(
+    sorted(path.stem for path in (Path(__file__).parent / "scheduler" / "policies").glob("[a-z]*.py"))
+)
 LOAD_FORMATS = ("auto", "dummy")
 SEQUENCE_SCHEMES = ("auto", "ulysses", "gather", "ring", "bidirectional", "zigzag", "tokenring", "pass_q")
+PREEMPTION_MODES = ("auto", "recompute", "swap")
 MAX_NUM_SEQS = 4096
 
 
@@ -61,6 +65,18 @@ class EngineConfig:
     enable_chunked_prefill: bool = option(True, "split long prompts over steps and mix them with decodes")
     async_scheduling: bool = option(True, "plan and dispatch a step while the one before it runs")
     scheduling_policy: str = option("fcfs", "which request goes first", SCHEDULING_POLICIES)
+    scheduling_options: Mapping[str, Any] | None = option(
+        None, "options of the policy; its file in scheduler/policies/ lists them"
+    )
+    swap_space: float = option(
+        0.0, "host memory in GiB (of each replica) that preempted sequences are swapped to; 0: none"
+    )
+    preemption_mode: str = option(
+        "auto", "what becomes of who is preempted; auto: swapped if that is quicker", PREEMPTION_MODES
+    )
+    max_num_seqs_per_client: int | None = option(
+        None, "most sequences of one client that run at once; default: no limit"
+    )
     attention_backend: str | None = option(None, "attention implementation by name; default: the first that fits")
     native_kernels: bool = option(True, "compile our C++ kernels for CPU, if a C++ compiler is there")
     seed: int = option(0, "seed of sampling for requests that bring none, and of dummy weights")
@@ -91,6 +107,15 @@ class EngineConfig:
             optional = value is None and name != "max_num_seqs"
             if not optional and not (isinstance(value, int) and _is_int(value) and 1 <= value <= 1 << 30):
                 raise ConfigError(f"{name}={value!r} must be a positive whole number")
+        quota, options, swap_gib = self.max_num_seqs_per_client, self.scheduling_options, self.swap_space
+        if quota is not None and not (_is_int(quota) and quota >= 1):
+            raise ConfigError(f"max_num_seqs_per_client={quota!r} must be a positive whole number")
+        if options is not None and not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
+            raise ConfigError(f"scheduling_options={options!r:.80} must map names of options to values")
+        if not isinstance(swap_gib, (int, float)) or isinstance(swap_gib, bool) or not 0 <= swap_gib <= 1 << 20:
+            raise ConfigError(f"swap_space={swap_gib!r:.40} must be a number of GiB, 0 or more")
+        if self.preemption_mode == "swap" and not swap_gib:
+            raise ConfigError("preemption_mode='swap' needs host memory", remedy="Set swap_space to some GiB")
         if self.max_num_seqs > MAX_NUM_SEQS:
             raise ConfigError(f"max_num_seqs={self.max_num_seqs} must be at most {MAX_NUM_SEQS}")
         if not _is_int(self.block_size) or self.block_size not in (8, 16, 32, 64, 128, 256):

@@ -1,19 +1,17 @@
-"""The loop: plan, dispatch, collect, commit; and what it makes of tokens: text, stop strings, events, answers."""
+"""Requests in, events out: what becomes of the tokens that steps bring: text, stop strings, events, answers."""
 
 import dataclasses
-from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 from jaxserve.clock import Clock
 from jaxserve.errors import DeviceError
 from jaxserve.executor.base import Executor
 from jaxserve.output import CompletionOutput, Event, Logprob, RequestMetrics, RequestOutput
+from jaxserve.pipeline import Pipeline
 from jaxserve.request import Finish, Request, Task, check_tokens
 from jaxserve.scheduler.core import Progress, Scheduler
-from jaxserve.scheduler.policy import View
 from jaxserve.scheduler.sequence import Sequence
-from jaxserve.step import StepPlan, TokenLogprob
+from jaxserve.step import TokenLogprob
 from jaxserve.tokenizer import Detokenizer, Tokenizer
 
 
@@ -58,25 +56,21 @@ class Engine:
         overlap: bool = True,
     ):
         self.scheduler = scheduler
-        self.padded_tokens = 0
-        self.computed_tokens = 0
+        self.pipeline = Pipeline(scheduler, executor, clock, overlap=overlap)
         self.failed_steps = 0
-        self._executor = executor
         self._tokenizer = tokenizer
         self._clock = clock
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._seed = seed
-        self._overlap = overlap
         self._num_requests = 0
         self._jobs: dict[str, _Job] = {}
         self._by_sequence: dict[str, tuple[_Job, _Answer]] = {}
-        self._pending: deque[tuple[StepPlan, Any]] = deque()  # (plan, executor's handle), oldest first
 
     @property
     def has_work(self) -> bool:
         """Whether a request is unfinished, or a step is under way."""
-        return bool(self._jobs or self._pending)
+        return bool(self._jobs) or self.pipeline.is_busy
 
     def check(self, request: Request) -> None:
         """Raise RequestError if a request can never be served."""
@@ -118,33 +112,24 @@ class Engine:
         job = self._jobs.get(request_id)
         return [] if job is None else self._end(job, Finish.ABORT, index)
 
+    def end_program(self, program: str) -> None:
+        """Say that no more requests of a program will come, so that policies may forget what they know of it."""
+        self.scheduler.end_program(program, self._clock.now_s())
+
     def step(self) -> list[Event]:
         """Plan and dispatch one step, and collect the one before it (or this one, when nothing can overlap).
 
         When a step fails on the device, all requests that have begun end with finish_reason "error"; the others go on.
         """
-        plan = self.scheduler.plan(self._clock.now_s())
         try:
-            if plan is not None:
-                self._pending.append((plan, self._executor.dispatch(plan)))
-            if plan is not None and self._overlap and len(self._pending) < 2:
-                return []
-            return self._collect() if self._pending else []
+            progress = self.pipeline.advance()
         except DeviceError as error:
             return self._lose_pool(error)
-
-    def _collect(self) -> list[Event]:
-        plan, handle = self._pending[0]
-        result = self._executor.collect(handle)
-        self._pending.popleft()
-        self.padded_tokens += result.padded_tokens
-        self.computed_tokens += plan.num_tokens
-        return list(self._events(self.scheduler.commit(plan, result, self._clock.now_s())))
+        return list(self._events(progress))
 
     def _lose_pool(self, error: DeviceError) -> list[Event]:
         """End whom a failed step has cost something: blocks, or (if preempted since) what steps under way computed."""
-        under_way = [row.seq_id for plan, _ in self._pending for row in plan.rows]
-        self._pending.clear()
+        under_way = self.pipeline.drop()
         self.failed_steps += 1
         events = []
         for seq_id in [*under_way, *self.scheduler.running_ids]:
@@ -160,14 +145,13 @@ class Engine:
         events = []
         for answer in job.answers:
             if not answer.output.finish_reason and index in (None, answer.output.index):
-                self.scheduler.finish(answer.sequence, self._clock.now_s())
+                self.scheduler.abort(answer.sequence, self._clock.now_s())
                 events.append(self._event(job, answer, finish))
         return events
 
     def _events(self, progress: Iterable[Progress]) -> Iterable[Event]:
         for item in progress:
             job, answer = self._by_sequence[item.sequence.seq_id]
-            assert item.result is not None and item.row is not None
             if item.result.prompt_logprobs is not None:
                 self._note_prompt(job, item.row.start, item.result.prompt_logprobs)
             if item.result.hidden is not None:
@@ -265,9 +249,8 @@ class Engine:
             request=request,
             seed=(seed + index) % (1 << 32),
             max_len=min(limit, self._max_model_len),
-            view=View(seq_id, request, request.arrival_s or now_s, num_prompt),
+            arrival_s=request.arrival_s or now_s,
             parent=parent,
-            tokens=list(request.prompt_token_ids),
         )
 
 

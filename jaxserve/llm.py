@@ -68,7 +68,8 @@ class LLM:
         """Answer prompts, all batched together; results in the order of the prompts.
 
         A prompt is text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}. `params` is one for all, or one per
-        prompt. `meta` sets fields of every `Request`: priority, client, program, parents, deadline_s.
+        prompt. `meta` sets fields of every `Request`: priority, client, program, parents, stage,
+        deadline_s, pin, pin_tokens.
 
         Raises:
           RequestError: a prompt cannot be served; then none is started.
@@ -178,6 +179,16 @@ class LLM:
             if self._inboxes.get(request_id) is self._submitted:
                 self._hand_out(self._engine.abort(request_id, index))
 
+    def end_program(self, program: str) -> None:
+        """Say that no more requests of a program will come, so that scheduling policies may forget it."""
+        with self._lock:
+            self._engine.end_program(program)
+
+    def unpin(self, name: str) -> None:
+        """Let the prompt beginnings that requests have pinned under this name (`meta={"pin": name, ...}`) be evicted."""
+        with self._lock:
+            self._engine.scheduler.unpin(name)
+
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do or to return: a submitted request is unfinished, or has events left."""
@@ -189,10 +200,11 @@ class LLM:
         scheduler = self._engine.scheduler
         return self._built.facts | {
             **dataclasses.asdict(scheduler.counters),
-            "computed_tokens": self._engine.computed_tokens,
-            "padded_tokens": self._engine.padded_tokens,
+            "computed_tokens": self._engine.pipeline.computed_tokens,
+            "padded_tokens": self._engine.pipeline.padded_tokens,
             "failed_steps": self._engine.failed_steps,
             **self._built.executor.metrics(),
+            "clients": scheduler.accounts.as_dict(),
             "num_waiting": scheduler.num_waiting,
             "num_running": scheduler.num_running,
             "kv_blocks_held": scheduler.num_held_blocks,
@@ -350,7 +362,7 @@ def _per_prompt(params: Any, count: int) -> list[SamplingParams]:
     return each
 
 
-_META = ("priority", "client", "program", "parents", "deadline_s")
+_META = ("priority", "client", "program", "parents", "stage", "deadline_s", "pin", "pin_tokens")
 
 
 def _checked_meta(meta: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -176,7 +176,8 @@ def _bias(value: Any) -> dict[int, float] | None:
 class Request:
     """One prompt and what to do with it. Token ids only: text is turned into ids before, and back after.
 
-    `priority`: smaller goes first (policy `priority`). `namespace` separates prefix caches (tenant, adapter, weights).
+    `namespace` separates prefix caches (tenant, adapter, weights). The fields from `priority` on are for scheduling
+    policies; those that know nothing of a field ignore it.
     """
 
     request_id: str
@@ -187,12 +188,15 @@ class Request:
     eos_token_ids: tuple[int, ...] = ()
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     logprobs_from: int | None = None  # first prompt position whose log-probability is wanted
-    priority: int = 0
-    client: str = ""
-    program: str = ""
-    parents: tuple[str, ...] = ()
-    deadline_s: float | None = None
     namespace: str = ""
+    priority: float = 0  # smaller goes first
+    client: str = ""  # who pays: for fairness, quotas and accounts
+    program: str = ""  # what it is a part of: an agent's run, a conversation
+    parents: tuple[str, ...] = ()  # request ids of the same program whose answers it was made from
+    stage: str = ""  # which step of the program's workflow it is
+    deadline_s: float | None = None  # seconds from the program's first arrival (without one: its own) to its answer
+    pin: str = ""  # a name under which its first `pin_tokens` stay cached until that is unpinned
+    pin_tokens: int = 0
 
 
 def check_tokens(request: Request, vocab_size: int, max_model_len: int) -> None:

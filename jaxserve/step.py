@@ -9,26 +9,32 @@ from jaxserve.request import SamplingParams, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Seat:
+    """What stays the same for a sequence as long as it runs."""
+
+    seq_id: str
+    epoch: int = 0  # how often the sequence had been preempted when it sat down
+    replica: int = 0  # of the weights; slot and blocks are counted within it
+    slot: int  # of the state a running sequence keeps on the device
+    params: SamplingParams = SamplingParams()
+    task: Task = Task.GENERATE
+    seed: int = 0
+
+
+class Row(NamedTuple):
     """Some consecutive tokens of one sequence in one step.
 
     `token_ids` are the known inputs. `feeds_last` adds one more input, which only the device knows yet: the token this
     row's slot sampled in the step before.
     """
 
-    seq_id: str
-    epoch: int  # how often the sequence had been preempted when this was planned
-    replica: int = 0  # of the weights; slot and blocks are counted within it
-    slot: int  # of the state a running sequence keeps on the device
+    seat: Seat
     start: int  # position of the first input token
     token_ids: tuple[int, ...]
     feeds_last: bool = False
     blocks: tuple[int, ...] = ()  # the sequence's table, long enough for this step
     samples: bool = False  # whether the next token is chosen after the last input token
-    params: SamplingParams = SamplingParams()
-    task: Task = Task.GENERATE
-    seed: int = 0
-    output_index: int = 0  # which output token is sampled; with `seed` it fixes the random number
+    output_index: int = 0  # which output token is sampled; with the seed it fixes the random number
     banned: tuple[int, ...] = ()  # tokens that may not be chosen this time
     logprob_targets: tuple[int, ...] | None = None  # per input token the token after it (-1: not wanted)
 
@@ -37,12 +43,45 @@ class Row:
         """Input tokens of this row."""
         return len(self.token_ids) + self.feeds_last
 
+    @property
+    def seq_id(self) -> str:
+        """Whose tokens they are."""
+        return self.seat.seq_id
+
+    @property
+    def replica(self) -> int:
+        """Of the weights."""
+        return self.seat.replica
+
+    @property
+    def slot(self) -> int:
+        """Within the replica."""
+        return self.seat.slot
+
+    @property
+    def params(self) -> SamplingParams:
+        """How to choose the next token."""
+        return self.seat.params
+
+    @property
+    def task(self) -> Task:
+        """What is wanted of the sequence."""
+        return self.seat.task
+
 
 class BlockCopy(NamedTuple):
     """Copy a whole block before the step runs, within a replica's pool."""
 
     source: int
     target: int
+    replica: int = 0
+
+
+class BlockSwap(NamedTuple):
+    """Copy a whole block between a replica's pool and its tier in host memory."""
+
+    device: int
+    host: int
     replica: int = 0
 
 
@@ -67,10 +106,16 @@ class Load(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One step. Rows are in execution order within each replica; copies and slot starts happen before them."""
+    """One step. What happens, in this order: blocks are swapped out, then in, then copied; slots start; rows run.
+
+    A prefetch says that the next step may swap the block in, so that its way from host memory can begin now.
+    """
 
     index: int
     rows: tuple[Row, ...]
+    swap_outs: tuple[BlockSwap, ...] = ()
+    swap_ins: tuple[BlockSwap, ...] = ()
+    prefetches: tuple[BlockSwap, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
     starts: tuple[SlotStart, ...] = ()
 
@@ -128,3 +173,4 @@ class Capacity(NamedTuple):
     token_rungs: tuple[int, ...]  # step sizes that are compiled, ascending
     max_model_len: int
     num_replicas: int = 1
+    num_host_blocks: int = 0  # room in host memory for blocks that are swapped out

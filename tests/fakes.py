@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxserve.clock import VirtualClock
@@ -18,8 +18,7 @@ from jaxserve.kv.store import KVStore
 from jaxserve.output import Event, RequestOutput
 from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.scheduler.core import Scheduler
-from jaxserve.scheduler.policies.fcfs import Fcfs
-from jaxserve.scheduler.policies.priority import Priority
+from jaxserve.scheduler.make import make_policy
 from jaxserve.step import Capacity, Row, RowResult, SlotStart, StepPlan, StepResult, TokenLogprob
 
 EOS = 0
@@ -47,7 +46,6 @@ PIECES = (
     "r",
 )
 VOCAB_SIZE = len(PIECES)
-POLICIES = {"fcfs": Fcfs, "priority": Priority}
 
 
 def next_token(tokens: Sequence[int], params: SamplingParams, seed: int, index: int, banned: Iterable[int]) -> int:
@@ -91,6 +89,8 @@ class FakeExecutor:
         self._pool: dict[tuple[int, int], list[int | None]] = {place: [None] * capacity.block_size for place in places}
         self._last: dict[tuple[int, int], tuple[str, int]] = {}  # (replica, slot) -> who sampled what there
         self._history: dict[tuple[int, int], list[int]] = {}
+        self._host: dict[tuple[int, int], list[int | None]] = {}  # (replica, block of host memory) -> tokens
+        self._prefetched: dict[tuple[int, int], list[int | None]] = {}
         self._under_way: deque[StepPlan] = deque()
 
     def _may_fail(self, name: str) -> None:
@@ -105,6 +105,13 @@ class FakeExecutor:
         slots, ids = [_slot(row) for row in plan.rows], [row.seq_id for row in plan.rows]
         for values in (slots, ids, [(copy.replica, copy.target) for copy in plan.copies]):
             assert len(set(values)) == len(values), f"twice in one plan: {values}"
+        for out in plan.swap_outs:
+            self._host[out.replica, out.host] = list(self._pool[out.replica, out.device])
+        for swap in plan.swap_ins:
+            tokens = self._host[swap.replica, swap.host]
+            assert self._prefetched.get((swap.replica, swap.host), tokens) == tokens, "changed on its way"
+            self._pool[swap.replica, swap.device] = list(tokens)
+        self._prefetched = {(s.replica, s.host): list(self._host[s.replica, s.host]) for s in plan.prefetches}
         for copy in plan.copies:
             self._pool[copy.replica, copy.target] = list(self._pool[copy.replica, copy.source])
         for start in plan.starts:
@@ -161,7 +168,7 @@ class FakeExecutor:
             hidden: Any = tuple(tokens) if row.task is Task.EMBED and row.samples else None
             return RowResult(prompt_logprobs=scores, hidden=hidden)
         context = edited(tokens, self._history.get(_slot(row), []), row.params)
-        token = next_token(context, row.params, row.seed, row.output_index, row.banned)
+        token = next_token(context, row.params, row.seat.seed, row.output_index, row.banned)
         self._last[_slot(row)] = row.seq_id, token
         self._history.setdefault(_slot(row), []).append(token)
         wanted = row.params.logprobs
@@ -263,13 +270,18 @@ def make_engine(
     caching: bool = True,
     policy: str = "fcfs",
     num_replicas: int = 1,
+    num_host_blocks: int = 0,
     tokenizer: Any = None,
+    options: Mapping[str, Any] | None = None,
+    **scheduler_options: Any,
 ) -> Rig:
     """An engine over a FakeExecutor. Blocks, slots and budget are those of each replica."""
-    capacity = Capacity(num_blocks, block_size, num_slots, rungs, max_model_len, num_replicas)
+    capacity = Capacity(num_blocks, block_size, num_slots, rungs, max_model_len, num_replicas, num_host_blocks)
     executor = FakeExecutor(capacity)
     stores = [KVStore(num_blocks, block_size, caching=caching) for _ in range(num_replicas)]
-    scheduler = Scheduler(stores, POLICIES[policy](), capacity, token_budget=budget, chunked=chunked)
+    scheduler = Scheduler(
+        stores, make_policy(policy, options), capacity, token_budget=budget, chunked=chunked, **scheduler_options
+    )
     clock = VirtualClock()
     engine = Engine(
         scheduler,

@@ -151,7 +151,7 @@ def _sampling(rows: list[Row], size: int, num_slots: int, vocab_size: int) -> Sa
         presence_s=column(0, np.float32, lambda r: r.params.presence_penalty),
         frequency_s=column(0, np.float32, lambda r: r.params.frequency_penalty),
         repetition_s=column(1, np.float32, lambda r: r.params.repetition_penalty),
-        seed_s=column(0, np.uint32, lambda r: r.seed),
+        seed_s=column(0, np.uint32, lambda r: r.seat.seed),
         index_s=column(0, np.int32, lambda r: r.output_index),
         is_edited_s=is_edited_s,
         banned_sb=banned_sb,

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxserve.config import EngineConfig
 from jaxserve.request import SamplingParams, Task
-from jaxserve.step import BlockCopy, Row, SlotStart, StepPlan
+from jaxserve.step import BlockCopy, BlockSwap, Row, Seat, SlotStart, StepPlan
 
 _EXIT_FAILED = 1
 _FLUSH_S = 2.0  # for others to be told, and for what was printed to be written, before a process ends
@@ -93,7 +93,7 @@ _CLASSES: dict[tuple[str, str], type] = {
     (cls.__module__, cls.__name__): cls
     for cls in (
         *(Hello, LoadModel, Ready, Refused, RunStep, DropModel, Leave, Failed),
-        *(EngineConfig, StepPlan, Row, BlockCopy, SlotStart, SamplingParams, Task),
+        *(EngineConfig, StepPlan, Row, Seat, BlockCopy, BlockSwap, SlotStart, SamplingParams, Task),
         *(bool, int, float),
     )
 }

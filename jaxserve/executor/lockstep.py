@@ -37,11 +37,11 @@ from jaxserve.executor.line import (
     RunStep,
     end_process,
 )
-from jaxserve.step import Capacity, Row, StepPlan, StepResult
+from jaxserve.step import Capacity, Row, Seat, StepPlan, StepResult
 
 _GRACE_S = 2.0  # when a step fails because a process has gone, that it has gone is the better reason: wait for it
 # Opens the links between devices, so that no request waits for them. It writes to a block that nobody has yet.
-_FIRST_STEP = StepPlan(index=-1, rows=(Row(seq_id="", epoch=0, slot=0, start=0, token_ids=(0,), blocks=(0,)),))
+_FIRST_STEP = StepPlan(index=-1, rows=(Row(Seat(seq_id="", slot=0), start=0, token_ids=(0,), blocks=(0,)),))
 
 
 class Followers:

@@ -19,11 +19,12 @@ Order = Callable[[Node], tuple[float, ...]]
 class _Table:
     """Blocks of one sequence, in order of position."""
 
-    __slots__ = ("blocks", "namespace", "num_registered", "tail")
+    __slots__ = ("blocks", "frozen", "namespace", "num_registered", "tail")
 
     def __init__(self, namespace: str):
         self.namespace = namespace
         self.blocks: list[int] = []
+        self.frozen: tuple[int, ...] | None = None  # `blocks`, once somebody has asked; plans share it
         self.num_registered = 0  # leading blocks that are in the prefix tree
         self.tail: Node | None = None  # the tree node of the last registered block; None: the root
 
@@ -63,9 +64,16 @@ class KVStore:
         """Blocks that `num_tokens` tokens need."""
         return -(-num_tokens // self.block_size)
 
-    def table(self, seq_id: str) -> Sequence[int]:
-        """The blocks of a sequence. A view: copy it to keep it."""
-        return self._tables[seq_id].blocks
+    def table(self, seq_id: str) -> tuple[int, ...]:
+        """The blocks of a sequence."""
+        table = self._tables[seq_id]
+        if table.frozen is None:
+            table.frozen = tuple(table.blocks)
+        return table.frozen
+
+    def num_exclusive(self, seq_id: str) -> int:
+        """Blocks that nobody else holds: so many more are available when the table is closed."""
+        return sum(self._holders[block] == 1 for block in self._tables[seq_id].blocks)
 
     def cached(self, tokens: Sequence[int], namespace: str = "", *, limit: int) -> int:
         """How many tokens `open` would find. Neither a use of them nor a change."""
@@ -84,6 +92,7 @@ class KVStore:
             table.blocks.append(node.block)
             table.tail = node
         table.num_registered = len(table.blocks)
+        table.frozen = None
         return len(table.blocks) * self.block_size
 
     def touch(self, seq_id: str) -> None:
@@ -97,16 +106,19 @@ class KVStore:
         """Make the table long enough for `num_tokens` tokens. All or nothing: False leaves everything as it was."""
         table = self._tables[seq_id]
         missing = self.blocks_for(num_tokens) - len(table.blocks)
+        if missing <= 0:
+            return True
         if missing > self.num_available:
             return False
+        table.frozen = None
         for _ in range(missing):
             block = self._take()
             self._holders[block] = 1
             table.blocks.append(block)
         return True
 
-    def register(self, seq_id: str, tokens: Sequence[int]) -> None:
-        """Put the full blocks that hold `tokens` (all computed) into the prefix tree.
+    def register(self, seq_id: str, tokens: Sequence[int], num_tokens: int | None = None) -> None:
+        """Put the full blocks that hold `tokens` (all computed, or the first `num_tokens`) into the prefix tree.
 
         Where the tree already has the same content in another block, the sequence, and every fork that shares its own
         block, takes that one and gives the own one back. Steps under way may still read the block given back: the
@@ -115,7 +127,8 @@ class KVStore:
         table = self._tables[seq_id]
         if not self._caching:
             return
-        full = min(len(tokens) // self.block_size, len(table.blocks))
+        num_tokens = len(tokens) if num_tokens is None else num_tokens
+        full = min(num_tokens // self.block_size, len(table.blocks))
         for index in range(table.num_registered, full):
             key = tuple(tokens[index * self.block_size : (index + 1) * self.block_size])
             own = table.blocks[index]
@@ -207,6 +220,7 @@ class KVStore:
             if other.blocks[index : index + 1] == [own]:
                 self._hold(block)
                 other.blocks[index] = block
+                other.frozen = None
                 self._drop(own)
 
     def _take(self) -> int:

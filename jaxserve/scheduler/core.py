@@ -1,9 +1,10 @@
 """The scheduler: each step, which sequences run and how many of their tokens. Host-only and deterministic.
 
 One loop serves prefill, chunks and decodes (Sarathi-Serve, OSDI 2024, arXiv 2403.02310): running decodes first, then
-prompts under way, then admissions in the policy's order, all under one token budget. Blocks are found by preempting
-(recompute later) when the pool is full. A plan may be made while the step before it is still running: a token that is
-sampled but not yet known counts as *pending*, and the device feeds it to itself.
+prompts under way, then admissions in the policy's order, all under one token budget. Blocks are found by preempting when
+the pool is full: who is preempted starts over from what is cached, or comes back from host memory (`replica.py`). A plan may
+be made while the step before it is still running: a token that is sampled but not yet known counts as *pending*, and the
+device feeds it to itself.
 
 Replicas of the weights run each step together. There is one queue for all of them; budget, blocks and slots are counted
 for each (`replica.py`), and `placement.py` says who takes the next sequence.
@@ -11,24 +12,25 @@ for each (`replica.py`), and `placement.py` says who takes the next sequence.
 
 import dataclasses
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 from jaxserve.kv.store import KVStore
 from jaxserve.request import Finish, Task
+from jaxserve.scheduler.account import Account, Accounts
 from jaxserve.scheduler.draft import Draft, make_row, trim
 from jaxserve.scheduler.placement import Offer, rank
-from jaxserve.scheduler.policy import Policy
-from jaxserve.scheduler.replica import Replica
+from jaxserve.scheduler.policy import Decodes, Policy, View
+from jaxserve.scheduler.replica import Arrival, Replica, SwapRule
 from jaxserve.scheduler.sequence import Sequence, State
 from jaxserve.step import Capacity, Row, RowResult, SlotStart, StepPlan, StepResult
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Progress:
-    """What a step did for one sequence. `result` is None when it ended without computing (an abort)."""
+class Progress(NamedTuple):
+    """What a step did for one sequence."""
 
     sequence: Sequence
-    row: Row | None
-    result: RowResult | None
+    row: Row
+    result: RowResult
     finish: Finish | None
 
 
@@ -41,26 +43,44 @@ class Counters:
     output_tokens: int = 0
     cached_tokens: int = 0  # prompt tokens that did not have to be fed
     preemptions: int = 0
+    displaced: int = 0  # of those: because the policy wanted somebody else to run
+    swapped: int = 0  # of those: whose blocks went to host memory
+    swap_out_blocks: int = 0
+    swap_in_blocks: int = 0
     wasted_rows: int = 0  # computed for a sequence that had already ended
     replica_tokens: list[int] = dataclasses.field(default_factory=list)  # fed on each replica: how even their loads are
 
 
 class Scheduler:
-    """Queues of sequences over the KV stores of all replicas. Never sees an array. `token_budget` is each replica's."""
+    """Queues of sequences over the KV stores of all replicas. Never sees an array."""
 
     def __init__(
-        self, stores: Seq[KVStore], policy: Policy, capacity: Capacity, *, token_budget: int, chunked: bool = True
+        self,
+        stores: Seq[KVStore],
+        policy: Policy,
+        capacity: Capacity,
+        *,
+        token_budget: int,
+        chunked: bool = True,
+        swap_rule: SwapRule = lambda num_blocks, num_tokens: True,
+        client_quota: int | None = None,
     ):
+        """`token_budget` is each replica's. `swap_rule`: whether to swap a preempted sequence, where there is room for it.
+        `client_quota`: most sequences of one client that run at once."""
         if len(stores) != capacity.num_replicas:
             raise ValueError(f"{len(stores)} stores for {capacity.num_replicas} replicas")
         self.counters = Counters(replica_tokens=[0] * capacity.num_replicas)
-        self._replicas = tuple(Replica(index, store, capacity.num_slots) for index, store in enumerate(stores))
+        self.accounts = Accounts()
+        self._replicas = tuple(Replica(index, store, capacity, swap_rule) for index, store in enumerate(stores))
         self._policy = policy
+        self._displaces = type(policy).displaced is not Policy.displaced
         self._capacity = capacity
         self._token_budget = token_budget
         self._chunked = chunked
+        self._client_quota = client_quota
         self._sequences: dict[str, Sequence] = {}
-        self._waiting: list[Sequence] = []
+        self._accounts: dict[str, Account] = {}  # of each sequence
+        self._waiting: list[View] = []
 
     @property
     def num_waiting(self) -> int:
@@ -70,7 +90,7 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Sequences with blocks."""
-        return len(self._running)
+        return sum(len(replica.running) for replica in self._replicas)
 
     @property
     def running_ids(self) -> list[str]:
@@ -79,75 +99,112 @@ class Scheduler:
 
     @property
     def num_held_blocks(self) -> int:
-        """Blocks of all replicas in some sequence's table."""
+        """Blocks of all replicas in some sequence's table, or pinned."""
         return sum(replica.store.num_held for replica in self._replicas)
+
+    @property
+    def waiting(self) -> Seq[View]:
+        """Who waits, for snapshots of the load. Read-only."""
+        return self._waiting
+
+    @property
+    def replicas(self) -> Seq[Replica]:
+        """The books of each replica, for snapshots of the load. Read-only."""
+        return self._replicas
 
     def add(self, sequence: Sequence, now_s: float) -> None:
         """Put a new sequence in the waiting queue. It must fit the pool alone (the caller has checked)."""
+        account = self.accounts.of(sequence.request.client)
+        account.sequences += 1
+        self._accounts[sequence.seq_id] = account
         self._sequences[sequence.seq_id] = sequence
-        self._waiting.append(sequence)
+        self._waiting.append(sequence.view)
+        sequence.view.watch_cache(lambda: max(replica.cached(sequence) for replica in self._replicas))
         self._policy.on_arrival(sequence.view, now_s)
 
     def finish(self, sequence: Sequence, now_s: float) -> None:
-        """End a sequence now and free what it holds. A step under way may still contain it; its row is ignored."""
-        if sequence.state is State.FINISHED:
-            return
-        if sequence.state is State.RUNNING:
-            self._replicas[sequence.replica].dismiss(sequence)
-        else:
-            self._waiting.remove(sequence)
-        sequence.state = State.FINISHED
-        del self._sequences[sequence.seq_id]
-        self._policy.on_finish(sequence.view, now_s)
+        """A sequence has come to its end: free what it holds. A step under way may still contain it; its row is ignored."""
+        if sequence.state is not State.FINISHED:
+            if sequence.state is State.RUNNING and self._policy.keeps_copy(sequence.view):
+                self._replicas[sequence.replica].keep_copy(sequence)
+            self._remove(sequence).finished += 1
+            self._policy.on_finish(sequence.view, now_s)
+
+    def abort(self, sequence: Sequence, now_s: float) -> None:
+        """End a sequence before its end, like `finish`."""
+        if sequence.state is not State.FINISHED:
+            self._remove(sequence).aborted += 1
+            self._policy.on_abort(sequence.view, now_s)
+
+    def end_program(self, program: str, now_s: float) -> None:
+        """No more requests of this program will come; policies may forget what they know of it."""
+        self._policy.on_program_end(program, now_s)
+
+    def unpin(self, name: str) -> None:
+        """Let the prefix that requests have pinned under this name be evicted."""
+        for replica in self._replicas:
+            replica.unpin(name)
 
     def clear_cache(self) -> None:
-        """Forget every cached block that no sequence holds."""
+        """The pools are lost: forget every block that no running sequence holds, in host memory too."""
+        for view in self._waiting:
+            sequence = self._sequences[view.seq_id]
+            self._replicas[sequence.replica].forget(sequence)
         for replica in self._replicas:
-            replica.store.clear_cache()
+            replica.clear()
 
     def plan(self, now_s: float) -> StepPlan | None:
         """Choose the next step and account for it as if it had run. None: nothing can run now.
 
         Modifies queues and store; every planned row must be executed, and its result committed, in order.
         """
-        drafts = [Draft(budget=self._token_budget) for _ in self._replicas]
-        for replica, draft in zip(self._replicas, drafts, strict=True):
-            for sequence in tuple(replica.running):  # decodes: every one, every step
-                if sequence.num_left and not sequence.is_prefill:
-                    self._extend(draft, sequence, 1, now_s)
-            for sequence in tuple(replica.running):  # prompts under way, oldest first
-                if sequence.num_left and sequence.is_prefill:
-                    self._extend(draft, sequence, self._chunk(draft, sequence), now_s)
-        self._admit(drafts, now_s)
+        self._policy.tick(now_s)
+        drafts = [self._draft(replica, now_s) for replica in self._replicas]
+        if self._waiting:
+            self._admit(drafts, now_s)
+        if not any(draft.entries for draft in drafts):
+            self._draft_arrivals(drafts, now_s)
         if self._chunked:
-            trim(drafts, self._capacity.token_rungs)
-        rows = tuple(self._row(sequence, count) for draft in drafts for sequence, count in draft.entries)
+            for sequence, excess in trim(drafts, self._capacity.token_rungs):
+                self._policy.charge(sequence.view, -excess, 0)
+        rows = tuple([self._row(sequence, count) for draft in drafts for sequence, count in draft.entries])
         if not rows:
             return None
         self.counters.steps += 1
-        copies = tuple(copy for draft in drafts for copy in draft.copies)
-        starts = tuple(start for draft in drafts for start in draft.starts)
-        return StepPlan(index=self.counters.steps, rows=rows, copies=copies, starts=starts)
+        for replica, draft in zip(self._replicas, drafts, strict=True):
+            self.counters.replica_tokens[replica.index] += draft.num_tokens
+            replica.seal(draft)
+            self.counters.swap_out_blocks += len(draft.swap_outs)
+            self.counters.swap_in_blocks += len(draft.swap_ins)
+        return StepPlan(
+            index=self.counters.steps,
+            rows=rows,
+            swap_outs=tuple([swap for draft in drafts for swap in draft.swap_outs]),
+            swap_ins=tuple([swap for draft in drafts for swap in draft.swap_ins]),
+            prefetches=tuple([swap for draft in drafts for swap in draft.prefetches]),
+            copies=tuple([copy for draft in drafts for copy in draft.copies]),
+            starts=tuple([start for draft in drafts for start in draft.starts]),
+        )
 
     def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Progress]:
         """Take the results of a plan, in plan order. Sequences that reached an end token or their length are ended."""
-        progress = []
+        progress, charge = [], self._policy.charge
         for row, outcome in zip(plan.rows, result.rows, strict=True):
-            sequence = self._sequences.get(row.seq_id)
+            seat = row.seat
+            sequence = self._sequences.get(seat.seq_id)
             if sequence is None:
                 self.counters.wasted_rows += 1
                 continue
-            if row.samples and sequence.request.task is Task.GENERATE:
+            if row.samples and seat.task is Task.GENERATE:
                 assert outcome.token_id is not None
                 sequence.num_pending -= 1
                 sequence.tokens.append(outcome.token_id)
                 sequence.view.num_output += 1
+                self._accounts[seat.seq_id].output_tokens += 1
                 self.counters.output_tokens += 1
-            if sequence.state is State.RUNNING and sequence.epoch == row.epoch:
-                store = self._replicas[row.replica].store
-                store.register(row.seq_id, sequence.tokens[: row.start + row.num_tokens])
-            decoded = int(row.samples)
-            self._policy.charge(sequence.view, row.num_tokens - decoded, decoded)
+                charge(sequence.view, 0, 1)
+            if sequence.seat is seat:
+                self._register(sequence, row)
             finish = _finish_of(sequence, row)
             if finish:
                 self.finish(sequence, now_s)
@@ -158,28 +215,70 @@ class Scheduler:
         """Prove the books: stores, slots, queues. For tests."""
         for replica in self._replicas:
             replica.check()
-        known = [s.seq_id for s in (*self._running, *self._waiting)]
+        known = [*self.running_ids, *(view.seq_id for view in self._waiting)]
         assert sorted(known) == sorted(self._sequences), "sequences leak, or run twice"
+        for replica in self._replicas:
+            parked = {s.seq_id for s in self._sequences.values() if s.num_parked and s.replica == replica.index}
+            held = replica.host.store.seq_ids if replica.host is not None else set()
+            assert parked <= held <= parked | {s.seq_id for s, _ in replica.arriving}, "copies leak"
 
     @property
     def _running(self) -> list[Sequence]:
         return [sequence for replica in self._replicas for sequence in replica.running]
 
-    def _extend(self, draft: Draft, sequence: Sequence, count: int, now_s: float) -> bool:
+    def _draft(self, replica: Replica, now_s: float) -> Draft:
+        """One replica's part of the step, but for admissions."""
+        draft = Draft(budget=self._token_budget)
+        replica.land()
+        prompts = []
+        size, table_of = replica.store.block_size, replica.store.table
+        for sequence in tuple(replica.running):  # decodes: every one, every step
+            computed = sequence.num_computed
+            total = len(sequence.tokens) + sequence.num_pending
+            if computed < sequence.num_prompt or total != computed + 1:
+                prompts.append(sequence)
+            elif total >= sequence.max_len or sequence.state is not State.RUNNING:
+                continue
+            elif sequence.needs_host or total > size * len(table_of(sequence.seq_id)):
+                self._extend(replica, draft, sequence, 1, now_s)
+            else:
+                draft.entries.append((sequence, 1))
+                draft.num_tokens += 1
+            draft.num_context += total
+        draft.budget = self._policy.token_budget(Decodes(len(draft.entries), draft.num_context), self._token_budget)
+        for sequence in prompts:  # prompts under way, oldest first
+            if sequence.num_left:
+                self._extend(replica, draft, sequence, self._chunk(draft, sequence), now_s)
+        return draft
+
+    def _extend(self, replica: Replica, draft: Draft, sequence: Sequence, count: int, now_s: float) -> bool:
         """Draft `count` tokens of a running sequence, preempting others of its replica for blocks if need be."""
         if count <= 0 or sequence.state is not State.RUNNING or (sequence.needs_host and sequence.num_pending):
             return False
-        replica = self._replicas[sequence.replica]
         while not replica.store.grow(sequence.seq_id, sequence.num_computed + count):
-            drafted = {s.seq_id for s, _ in draft.entries}
-            others = [s for s in replica.running if s is not sequence and s.num_left and s.seq_id not in drafted]
-            if not others:
+            others = [s for s in self._movable(replica, draft) if s is not sequence]
+            if others:
+                victim = self._policy.victim([s.view for s in others], now_s)
+                self._preempt(self._sequences[victim.seq_id])
+                draft.is_closed = True  # nobody takes the place of who was just thrown out
+            elif not replica.drop_pins():
                 return False  # those drafted will end some day; a sequence always fits alone
-            victim = self._policy.victim([s.view for s in others], now_s)
-            self._preempt(self._sequences[victim.seq_id])
-            draft.is_closed = True  # nobody takes the place of who was just thrown out
         draft.add(sequence, count)
+        if sequence.num_computed < sequence.num_prompt or count > 1:
+            self._policy.charge(sequence.view, count, 0)
         return True
+
+    def _movable(self, replica: Replica, draft: Draft) -> list[Sequence]:
+        """Who may lose their blocks: nobody who is drafted, or whose blocks are not all in the pool yet."""
+        drafted = {sequence.seq_id for sequence, _ in draft.entries}
+        return [
+            sequence
+            for sequence in replica.running
+            if sequence.num_left
+            and sequence.seq_id not in drafted
+            and sequence.state is State.RUNNING
+            and not replica.has_landed(sequence)
+        ]
 
     def _chunk(self, draft: Draft, sequence: Sequence) -> int:
         """How many tokens of a prompt go into this step."""
@@ -189,25 +288,35 @@ class Scheduler:
 
     def _admit(self, drafts: Seq[Draft], now_s: float) -> None:
         """Send waiting sequences to replicas, in the policy's order."""
-        if all(draft.is_closed for draft in drafts):
+        if not any(self._may_admit(drafts[replica.index], replica) for replica in self._replicas):
             return
-        for view in self._policy.order([s.view for s in self._waiting], now_s):
+        running = [sequence.view for sequence in self._running]
+        for view in self._policy.order(tuple(self._waiting), running, now_s):
             sequence = self._sequences[view.seq_id]
-            vacant = [r for r in self._replicas if r.has_slot and drafts[r.index].may_admit]
+            vacant = [r for r in self._replicas if self._may_admit(drafts[r.index], r)]
             if not vacant:
                 break
             if sequence.num_pending or not sequence.wants_more or _awaits_parent(sequence):
                 continue
-            draft = self._place(drafts, self._choices(vacant, sequence), sequence)
+            if self._client_quota and self._accounts[view.seq_id].num_running >= self._client_quota:
+                continue
+            draft = self._place(drafts, self._choices(vacant, sequence), sequence, now_s)
             if draft is not None:
-                self._extend(draft, sequence, self._chunk(draft, sequence), now_s)
+                replica = self._replicas[sequence.replica]
+                self._extend(replica, draft, sequence, self._chunk(draft, sequence), now_s)
+
+    def _may_admit(self, draft: Draft, replica: Replica) -> bool:
+        return draft.may_admit and (replica.has_slot or self._displaces)
 
     def _choices(self, vacant: list[Replica], sequence: Sequence) -> list[Replica]:
         """Where a waiting sequence may go.
 
-        Answers of one request go where the first of them runs, because the prompt is there. Only when all slots there
-        are taken they go elsewhere, and then the first to come computes the prompt for those that follow.
+        Who was swapped out goes where its blocks are. Answers of one request go where the first of them runs, because the
+        prompt is there. Only when all slots there are taken they go elsewhere, and then the first to come computes the
+        prompt for those that follow.
         """
+        if sequence.num_parked:
+            return [replica for replica in vacant if replica.index == sequence.replica]
         parent = sequence.parent
         if parent is None or parent.state is not State.RUNNING or sequence.num_output:
             return vacant
@@ -216,22 +325,54 @@ class Scheduler:
             return [replica for replica in vacant if replica is home]
         return [replica for replica in vacant if not replica.is_feeding(sequence.request)]
 
-    def _place(self, drafts: Seq[Draft], choices: list[Replica], sequence: Sequence) -> Draft | None:
-        """Admit a sequence to the best replica that has blocks for it. If none has, nobody overtakes it there."""
+    def _place(self, drafts: Seq[Draft], choices: list[Replica], sequence: Sequence, now_s: float) -> Draft | None:
+        """Admit a sequence to the best replica that has room for it. If none has, nobody overtakes it there."""
         for replica in self._ranked(choices, sequence):
-            copies = replica.admit(sequence)
-            if copies is None:
-                continue
             draft = drafts[replica.index]
-            draft.copies.extend(copies)
-            if sequence.request.params.has_edits:
-                draft.starts.append(_slot_start(sequence))
-            self._waiting.remove(sequence)
-            self.counters.cached_tokens += sequence.num_computed
-            return draft
+            arrival = replica.admit(sequence)
+            if (
+                isinstance(arrival, int)
+                and self._displaces
+                and self._make_room(replica, draft, sequence, arrival, now_s)
+            ):
+                arrival = replica.admit(sequence)
+            if not isinstance(arrival, int):
+                self._welcome(draft, sequence, arrival, now_s)
+                return draft
         for replica in choices:
             drafts[replica.index].is_closed = True
         return None
+
+    def _welcome(self, draft: Draft, sequence: Sequence, arrival: Arrival, now_s: float) -> None:
+        """The books of an admission."""
+        self._waiting.remove(sequence.view)
+        draft.copies.extend(arrival.copies)
+        account = self._accounts[sequence.seq_id]
+        account.num_running += 1
+        account.cached_tokens += sequence.num_computed
+        self.counters.cached_tokens += sequence.num_computed
+        if sequence.request.params.has_edits:
+            draft.starts.append(_slot_start(sequence))
+        self._policy.on_admit(sequence.view, sequence.num_computed, now_s)
+
+    def _make_room(self, replica: Replica, draft: Draft, sequence: Sequence, shortage: int, now_s: float) -> bool:
+        """Let the policy throw out running sequences for a waiting one. All that it takes go, or none."""
+        left = [s for s in replica.running if s.state is State.RUNNING and s.num_left and not replica.has_landed(s)]
+        gone, num_freed = list[Sequence](), 0
+        while not gone or num_freed < shortage:
+            victim = self._policy.displaced(sequence.view, [s.view for s in left], now_s) if left else None
+            if victim is None:
+                return False
+            gone.append(self._sequences[victim.seq_id])
+            left.remove(gone[-1])
+            num_freed += replica.store.num_exclusive(victim.seq_id)
+        for victim in gone:
+            count = draft.remove(victim)
+            if count > 1 or victim.num_computed < victim.num_prompt:
+                self._policy.charge(victim.view, -count, 0)
+            self._preempt(victim)
+            self.counters.displaced += 1
+        return True
 
     def _ranked(self, choices: list[Replica], sequence: Sequence) -> list[Replica]:
         """Best first. This asks the prefix index: how much of the sequence each of the replicas holds."""
@@ -240,26 +381,66 @@ class Scheduler:
         offers = [Offer(r.index, len(r.running), r.num_ahead, r.cached(sequence)) for r in choices]
         return [self._replicas[offer.replica] for offer in rank(offers, self._capacity.num_slots)]
 
+    def _draft_arrivals(self, drafts: Seq[Draft], now_s: float) -> None:
+        """Nothing else can run: wait for blocks on their way, instead of letting them take a step's time."""
+        for replica, draft in zip(self._replicas, drafts, strict=True):
+            arriving = [sequence for sequence, _ in replica.arriving]
+            replica.land()
+            for sequence in arriving:
+                self._extend(replica, draft, sequence, self._chunk(draft, sequence), now_s)
+
     def _row(self, sequence: Sequence, count: int) -> Row:
         row = make_row(sequence, count, self._replicas[sequence.replica].store.table(sequence.seq_id))
+        start = sequence.num_computed
         if row.logprob_targets is not None:
-            sequence.num_scored = row.start + count + 1
-        sequence.num_computed += count
-        if row.samples and sequence.request.task is Task.GENERATE:
+            sequence.num_scored = start + count + 1
+        sequence.num_computed = start + count
+        if row.samples and row.seat.task is Task.GENERATE:
             sequence.num_pending += 1
-        self.counters.prompt_tokens += count if count > 1 or row.start < sequence.num_prompt else 0
-        self.counters.replica_tokens[row.replica] += count
+        if count > 1 or start < sequence.num_prompt:
+            self.counters.prompt_tokens += count
+            self._accounts[sequence.seq_id].prompt_tokens += count
         return row
 
+    def _register(self, sequence: Sequence, row: Row) -> None:
+        """Put the blocks that a row has filled into the prefix tree, and pin what is to be pinned."""
+        replica = self._replicas[sequence.replica]
+        start, end, size = row.start, row.start + row.num_tokens, replica.store.block_size
+        if end // size > start // size:
+            replica.store.register(sequence.seq_id, sequence.tokens, end)
+        request = sequence.request
+        if request.pin and start < request.pin_tokens <= end:
+            replica.pin(request.pin, sequence, request.pin_tokens)
+
+    def _remove(self, sequence: Sequence) -> Account:
+        """Take a sequence out of everything; returns its client's account."""
+        account = self._accounts.pop(sequence.seq_id)
+        replica = self._replicas[sequence.replica]
+        if sequence.state is State.WAITING:
+            self._waiting.remove(sequence.view)
+            replica.forget(sequence)
+        else:
+            replica.dismiss(sequence)
+            account.num_running -= 1
+        sequence.state = State.FINISHED
+        del self._sequences[sequence.seq_id]
+        return account
+
     def _preempt(self, sequence: Sequence) -> None:
-        """Take a sequence's blocks away; it starts over, from whatever the prefix cache still has, ahead of others."""
-        self._replicas[sequence.replica].dismiss(sequence)
+        """Take a sequence's blocks away; ahead of others it comes back from host memory, or starts over from whatever the
+        prefix cache still has."""
+        replica = self._replicas[sequence.replica]
+        self.counters.swapped += replica.park(sequence)
+        replica.dismiss(sequence)
         sequence.state = State.WAITING
         sequence.num_computed = 0
         sequence.epoch += 1
         sequence.view.num_preemptions += 1
-        self._waiting.insert(0, sequence)
+        self._waiting.insert(0, sequence.view)
         self.counters.preemptions += 1
+        account = self._accounts[sequence.seq_id]
+        account.preemptions += 1
+        account.num_running -= 1
 
 
 def _awaits_parent(sequence: Sequence) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence as Seq
 
 from jaxserve.request import Task
 from jaxserve.scheduler.sequence import Sequence
-from jaxserve.step import BlockCopy, Row, SlotStart
+from jaxserve.step import BlockCopy, BlockSwap, Row, SlotStart
 
 # A step reads every weight once, however few its tokens; as a rule of thumb that costs as much as this many tokens.
 _STEP_COST_TOKENS = 16
@@ -17,14 +17,14 @@ class Draft:
 
     budget: int
     entries: list[tuple[Sequence, int]] = dataclasses.field(default_factory=list)
+    num_tokens: int = 0  # drafted
+    num_context: int = 0  # tokens that decodes attend to
+    swap_outs: list[BlockSwap] = dataclasses.field(default_factory=list)
+    swap_ins: list[BlockSwap] = dataclasses.field(default_factory=list)
+    prefetches: list[BlockSwap] = dataclasses.field(default_factory=list)
     copies: list[BlockCopy] = dataclasses.field(default_factory=list)
     starts: list[SlotStart] = dataclasses.field(default_factory=list)
     is_closed: bool = False  # whether nobody may be admitted any more: who was preempted, or found no room, goes first
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens drafted."""
-        return sum(count for _, count in self.entries)
 
     @property
     def budget_left(self) -> int:
@@ -39,31 +39,45 @@ class Draft:
     def add(self, sequence: Sequence, count: int) -> None:
         """Draft tokens of a sequence."""
         self.entries.append((sequence, count))
+        self.num_tokens += count
+
+    def remove(self, sequence: Sequence) -> int:
+        """Take a sequence out again, and how to start its slot; returns how many of its tokens were drafted."""
+        count = sum(count for each, count in self.entries if each is sequence)
+        self.entries = [entry for entry in self.entries if entry[0] is not sequence]
+        self.starts = [start for start in self.starts if start.slot != sequence.slot]
+        self.num_tokens -= count
+        return count
 
     def can_shed(self, count: int) -> bool:
         """Whether the last prompt chunk is longer than `count` tokens."""
         return bool(self.entries) and self.entries[-1][1] > count
 
-    def shed(self, count: int) -> None:
-        """Shorten the last prompt chunk."""
+    def shed(self, count: int) -> Sequence:
+        """Shorten the last prompt chunk; returns whose."""
         sequence, drafted = self.entries[-1]
         self.entries[-1] = (sequence, drafted - count)
+        self.num_tokens -= count
+        return sequence
 
 
-def trim(drafts: Seq[Draft], rungs: Seq[int]) -> None:
+def trim(drafts: Seq[Draft], rungs: Seq[int]) -> list[tuple[Sequence, int]]:
     """Shorten last prompt chunks to a compiled step size, where computing the rest later costs less than padding.
 
     All replicas run the size that the fullest one needs, so all that are above the next smaller size shed what is above
-    it, or none does. What they shed is computed in one step, too: it costs what the longest rest costs.
+    it, or none does. What they shed is computed in one step, too: it costs what the longest rest costs. Returns whose
+    chunks are shorter now, and by how much.
     """
     most = max(draft.num_tokens for draft in drafts)
+    if not most or most in rungs:
+        return []
     below = max((r for r in rungs if r < most), default=0)
     above = [(draft, draft.num_tokens - below) for draft in drafts if draft.num_tokens > below]
     if not all(draft.can_shed(excess) for draft, excess in above):
-        return
-    if below + _STEP_COST_TOKENS + _cost(most - below, rungs) < _rung(most, rungs):
-        for draft, excess in above:
-            draft.shed(excess)
+        return []
+    if below + _STEP_COST_TOKENS + _cost(most - below, rungs) >= _rung(most, rungs):
+        return []
+    return [(draft.shed(excess), excess) for draft, excess in above]
 
 
 def _rung(num_tokens: int, rungs: Seq[int]) -> int:
@@ -79,33 +93,25 @@ def _cost(num_tokens: int, rungs: Seq[int]) -> int:
     return min(whole, below + _STEP_COST_TOKENS + _cost(num_tokens - below, rungs))
 
 
-def make_row(sequence: Sequence, count: int, table: Seq[int]) -> Row:
+def make_row(sequence: Sequence, count: int, table: tuple[int, ...]) -> Row:
     """The next `count` tokens of a sequence as a row."""
-    request, start = sequence.request, sequence.num_computed
-    known = tuple(sequence.tokens[start : start + count])
-    end = start + count
-    if request.task is Task.GENERATE:
+    assert sequence.seat is not None
+    start = sequence.num_computed
+    end, num_prompt = start + count, sequence.num_prompt
+    known = tuple(sequence.tokens[start:end])
+    feeds_last = len(known) < count
+    if start >= num_prompt:  # a decode, or several tokens of an answer computed again
+        samples = end == sequence.num_total
+        banned = _banned(sequence, end - num_prompt) if samples and sequence.bans else ()
+        return Row(sequence.seat, start, known, feeds_last, table, samples, end - num_prompt, banned)
+    if sequence.request.task is Task.GENERATE:
         samples = end == sequence.num_total
     else:
-        samples = end == sequence.num_prompt  # asks for the last hidden state
-    output_index = max(end - sequence.num_prompt, 0)
-    return Row(
-        seq_id=sequence.seq_id,
-        epoch=sequence.epoch,
-        replica=sequence.replica,
-        slot=sequence.slot,
-        start=start,
-        token_ids=known,
-        feeds_last=len(known) < count,
-        blocks=tuple(table),
-        samples=samples,
-        params=request.params,
-        task=request.task,
-        seed=sequence.seed,
-        output_index=output_index,
-        banned=_banned(sequence, output_index) if samples else (),
-        logprob_targets=_logprob_targets(sequence, start, count),
-    )
+        samples = end == num_prompt  # asks for the last hidden state
+    output_index = max(end - num_prompt, 0)
+    banned = _banned(sequence, output_index) if samples and sequence.bans else ()
+    targets = _logprob_targets(sequence, start, count)
+    return Row(sequence.seat, start, known, feeds_last, table, samples, output_index, banned, targets)
 
 
 def _logprob_targets(sequence: Sequence, start: int, count: int) -> tuple[int, ...] | None:

@@ -1,24 +1,47 @@
 """One replica of the weights as the scheduler sees it: its KV blocks, its slots, and who runs on it.
 
-A sequence stays on the replica that admitted it until it ends or is preempted; after that it may go to another.
+A sequence stays on the replica that admitted it until it ends or is preempted; after that it may go to another, unless its
+keys and values wait for it in this one's host memory.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxserve.kv.host import HostTier
 from jaxserve.kv.store import KVStore
 from jaxserve.request import Request, Task
+from jaxserve.scheduler.draft import Draft
 from jaxserve.scheduler.sequence import Sequence, State
-from jaxserve.step import BlockCopy
+from jaxserve.step import BlockCopy, BlockSwap, Capacity
+
+PIN = "pin:"  # what tables that keep prefixes are called; ids of sequences end in a number
+
+# Whether to move so many blocks to host memory and back is quicker than to compute so many tokens again.
+SwapRule = Callable[[int, int], bool]
+
+
+class Arrival(NamedTuple):
+    """What has to happen on the device before a sequence that was admitted can run."""
+
+    copies: list[BlockCopy]
 
 
 class Replica:
     """The books of one replica. Never decides who comes or goes."""
 
-    def __init__(self, index: int, store: KVStore, num_slots: int):
+    def __init__(self, index: int, store: KVStore, capacity: Capacity, swap_rule: SwapRule):
         self.index = index
         self.store = store
+        self.host = HostTier(capacity.num_host_blocks, store.block_size) if capacity.num_host_blocks else None
         self.running: list[Sequence] = []  # in order of admission
-        self._num_slots = num_slots
-        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self.arriving: list[tuple[Sequence, list[BlockSwap]]] = []  # of those: whose blocks are on their way
+        self._swap_outs: list[BlockSwap] = []  # for the next plan
+        self._swap_ins: list[BlockSwap] = []
+        self._num_slots = capacity.num_slots
+        self._free_slots = list(range(capacity.num_slots - 1, -1, -1))
         self._watermark = max(1, store.num_blocks // 100)
+        self._swap_rule = swap_rule
+        self._landed: list[Sequence] = []  # whose copies in host memory the plan under way still reads
 
     @property
     def has_slot(self) -> bool:
@@ -40,37 +63,118 @@ class Replica:
             return _num_shared(sequence)
         return self.store.cached(sequence.tokens, sequence.request.namespace, limit=_cache_limit(sequence))
 
-    def admit(self, sequence: Sequence) -> list[BlockCopy] | None:
-        """Give a waiting sequence a slot and a table: its parent's prompt, a cached prefix, or an empty one.
+    def admit(self, sequence: Sequence) -> Arrival | int:
+        """Give a waiting sequence a slot and a table: its parent's prompt, a cached prefix, its copies in host memory.
 
-        Returns the copies to be made before its first step, or None where there is no room yet; then nothing has changed.
+        Returns how many blocks there are too few (0: a slot is missing); then nothing has changed.
         """
-        store, copies = self.store, []
+        store, seq_id = self.store, sequence.seq_id
+        copies, num_held = [], 0
         if self._may_fork(sequence) and sequence.parent is not None:
             cached = _num_shared(sequence)
-            forked = store.fork(sequence.parent.seq_id, sequence.seq_id, cached)
+            forked = store.fork(sequence.parent.seq_id, seq_id, cached)
             if forked is None:
-                return None
+                return 1
             copies = [copy._replace(replica=self.index) for copy in forked]
         else:
             limit = _cache_limit(sequence)
-            cached = store.open(sequence.seq_id, sequence.tokens, sequence.request.namespace, limit=limit)
-        if self.running and self._missing_blocks(sequence) + self._promised() > store.num_available:
-            store.release(sequence.seq_id)
-            return None
-        store.touch(sequence.seq_id)
+            cached = store.open(seq_id, sequence.tokens, sequence.request.namespace, limit=limit)
+            num_held = self._hold_copies(sequence, cached, limit)
+        shortage = self._missing_blocks(sequence) + self._promised() - store.num_available
+        is_full = not self._free_slots or (self.running and shortage > 0)
+        if is_full or (num_held and not store.grow(seq_id, num_held)):
+            store.release(seq_id)
+            self._let_go_of_copies(sequence)
+            return max(shortage, 0)
+        store.touch(seq_id)
         self.running.append(sequence)
-        sequence.state, sequence.replica, sequence.slot = State.RUNNING, self.index, self._free_slots.pop()
-        sequence.num_computed = cached
-        sequence.num_cached = max(sequence.num_cached, min(cached, sequence.num_prompt))
-        return copies
+        sequence.state = State.RUNNING
+        if num_held:
+            self._await_copies(sequence, cached // store.block_size)
+        sequence.num_computed = max(cached, num_held)
+        sequence.num_cached = max(sequence.num_cached, min(sequence.num_computed, sequence.num_prompt))
+        sequence.sit(self.index, self._free_slots.pop())
+        return Arrival(copies)
 
     def dismiss(self, sequence: Sequence) -> None:
         """Take a running sequence's blocks and slot away."""
         self.running.remove(sequence)
         self.store.release(sequence.seq_id)
         self._free_slots.append(sequence.slot)
-        sequence.slot = -1
+        if sequence.state is State.ARRIVING:
+            self.arriving = [(each, swaps) for each, swaps in self.arriving if each is not sequence]
+            sequence.num_parked = 0
+            self._let_go_of_copies(sequence)
+        sequence.slot, sequence.seat = -1, None
+
+    def park(self, sequence: Sequence) -> bool:
+        """Copy a running sequence's blocks to host memory, to be taken away next. False: they have to be computed again."""
+        num_computed = sequence.num_computed
+        if self.host is None or not 0 < num_computed <= len(sequence.tokens) or self.host.holds(sequence.seq_id):
+            return False
+        if not self._swap_rule(self.store.blocks_for(num_computed), num_computed):
+            return False
+        if not self._copy_out(sequence):
+            return False
+        sequence.num_parked = num_computed
+        return True
+
+    def keep_copy(self, sequence: Sequence) -> None:
+        """Copy a sequence that has ended to host memory, if there is room, for requests that begin like it."""
+        if self.host is not None and not self.host.holds(sequence.seq_id) and self._copy_out(sequence):
+            self.host.store.release(sequence.seq_id)
+
+    def forget(self, sequence: Sequence) -> None:
+        """A waiting sequence has ended: drop its copies."""
+        sequence.num_parked = 0
+        self._let_go_of_copies(sequence)
+
+    def land(self) -> None:
+        """Those whose blocks were on their way may run from now on."""
+        for sequence, swaps in self.arriving:
+            self._swap_ins += swaps
+            sequence.state = State.RUNNING
+            sequence.num_parked = 0
+            self._landed.append(sequence)
+        self.arriving = []
+
+    def has_landed(self, sequence: Sequence) -> bool:
+        """Whether a sequence's blocks come back in the very step that is being planned."""
+        return sequence in self._landed
+
+    def seal(self, draft: Draft) -> None:
+        """The plan is made: hand it the blocks that move, and let go of the copies that it reads."""
+        draft.swap_outs, self._swap_outs = self._swap_outs, []
+        draft.swap_ins, self._swap_ins = self._swap_ins, []
+        draft.prefetches = [swap for _, swaps in self.arriving for swap in swaps]
+        for sequence in self._landed:
+            self._let_go_of_copies(sequence)
+        self._landed = []
+
+    def pin(self, name: str, sequence: Sequence, num_tokens: int) -> None:
+        """Keep the first tokens of a sequence cached until `unpin`."""
+        if PIN + name not in self.store.seq_ids:
+            self.store.open(PIN + name, sequence.tokens, sequence.request.namespace, limit=num_tokens)
+
+    def unpin(self, name: str) -> None:
+        """Let what was pinned under this name be evicted."""
+        if PIN + name in self.store.seq_ids:
+            self.store.release(PIN + name)
+
+    def drop_pins(self) -> bool:
+        """Give all pins up, for a sequence that would not fit otherwise. Returns whether there were any."""
+        pins = [table for table in self.store.seq_ids if table.startswith(PIN)]
+        for pin in pins:
+            self.store.release(pin)
+        return bool(pins)
+
+    def clear(self) -> None:
+        """The pool is lost: forget what is cached, pinned, or on its way."""
+        self._swap_outs, self._swap_ins, self._landed = [], [], []
+        self.drop_pins()
+        self.store.clear_cache()
+        if self.host is not None:
+            self.host.store.clear_cache()
 
     def check(self) -> None:
         """Prove the books: store, slots, tables. For tests."""
@@ -78,8 +182,50 @@ class Replica:
         slots = [s.slot for s in self.running]
         assert len(set(slots)) == len(slots) and not set(slots) & set(self._free_slots), "slots are shared"
         assert len(slots) + len(self._free_slots) == self._num_slots, "slots leak"
-        assert all(s.replica == self.index and s.state is State.RUNNING for s in self.running), "not running here"
-        assert self.store.seq_ids == {s.seq_id for s in self.running}, "tables leak"
+        states = (State.RUNNING, State.ARRIVING)
+        assert all(s.replica == self.index and s.state in states for s in self.running), "not running here"
+        tables = {table for table in self.store.seq_ids if not table.startswith(PIN)}
+        assert tables == {s.seq_id for s in self.running}, "tables leak"
+        arriving = [sequence for sequence, _ in self.arriving]
+        assert arriving == [s for s in self.running if s.state is State.ARRIVING], "arrivals are lost"
+        if self.host is not None:
+            self.host.store.check()
+
+    def _copy_out(self, sequence: Sequence) -> bool:
+        assert self.host is not None
+        table = self.store.table(sequence.seq_id)
+        tokens = sequence.tokens[: sequence.num_computed]
+        swaps = self.host.park(sequence.seq_id, tokens, sequence.request.namespace, table, self.index)
+        if swaps is None:
+            return False
+        self._swap_outs += swaps
+        return True
+
+    def _hold_copies(self, sequence: Sequence, cached: int, limit: int) -> int:
+        """Tokens that host memory has for a sequence and that the pool has not; 0: none, or computing them is quicker."""
+        host, size = self.host, self.store.block_size
+        if host is None:
+            return 0
+        if sequence.num_parked:
+            return sequence.num_parked
+        namespace = sequence.request.namespace
+        found = host.store.cached(sequence.tokens, namespace, limit=limit)
+        if found <= cached or not self._swap_rule((found - cached) // size, found - cached):
+            return 0
+        return host.hold(sequence.seq_id, sequence.tokens, namespace, limit)
+
+    def _await_copies(self, sequence: Sequence, first: int) -> None:
+        """The blocks from the `first` on come from host memory."""
+        assert self.host is not None
+        copies = self.host.store.table(sequence.seq_id)[first:]
+        table = self.store.table(sequence.seq_id)[first:]
+        swaps = [BlockSwap(device, host, self.index) for device, host in zip(table, copies, strict=False)]
+        sequence.state = State.ARRIVING
+        self.arriving.append((sequence, swaps))
+
+    def _let_go_of_copies(self, sequence: Sequence) -> None:
+        if not sequence.num_parked and self.host is not None and self.host.holds(sequence.seq_id):
+            self.host.store.release(sequence.seq_id)
 
     def _may_fork(self, sequence: Sequence) -> bool:
         parent = sequence.parent

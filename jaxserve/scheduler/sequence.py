@@ -1,44 +1,80 @@
 """One sequence as the scheduler sees it: tokens known, tokens pending, tokens computed."""
 
-import dataclasses
 import enum
 
 from jaxserve.request import Request, Task
 from jaxserve.scheduler.policy import View
+from jaxserve.step import Seat
 
 
 class State(enum.Enum):
     """Where a sequence is."""
 
     WAITING = "waiting"  # no blocks; for the first time, or after a preemption
+    ARRIVING = "arriving"  # has blocks and a slot; its keys and values are on their way from host memory
     RUNNING = "running"
     FINISHED = "finished"
 
 
-@dataclasses.dataclass(slots=True, eq=False)
 class Sequence:
     """See the table of index regions in `jaxserve.request`."""
 
-    seq_id: str
-    request: Request
-    seed: int
-    max_len: int  # tokens, prompt and answer
-    view: View
-    parent: "Sequence | None" = None  # whose prompt blocks this one shares (n > 1)
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    num_computed: int = 0  # tokens whose keys and values are, or are being, written
-    num_pending: int = 0  # tokens sampled by a step whose result is not here yet
-    state: State = State.WAITING
-    replica: int = 0  # of the weights; where it runs, or ran last
-    slot: int = -1
-    epoch: int = 0
-    num_scored: int = 0  # prompt positions whose log-probabilities are computed, or are being
-    num_cached: int = 0  # prompt tokens that the prefix cache gave
+    # Not a dataclass: planning reads these for every sequence in every step.
+    __slots__ = (
+        "bans",
+        "epoch",
+        "max_len",
+        "needs_host",
+        "num_cached",
+        "num_computed",
+        "num_parked",
+        "num_pending",
+        "num_prompt",
+        "num_scored",
+        "parent",
+        "replica",
+        "request",
+        "seat",
+        "seed",
+        "seq_id",
+        "slot",
+        "state",
+        "tokens",
+        "view",
+    )
 
-    @property
-    def num_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.request.prompt_token_ids)
+    def __init__(
+        self,
+        *,
+        seq_id: str,
+        request: Request,
+        seed: int,
+        max_len: int,
+        arrival_s: float,
+        parent: "Sequence | None" = None,
+    ):
+        """`max_len`: tokens, prompt and answer. `parent`: whose prompt blocks this one shares (n > 1)."""
+        self.seq_id = seq_id
+        self.request = request
+        self.seed = seed
+        self.max_len = max_len
+        self.parent = parent
+        self.tokens = list(request.prompt_token_ids)
+        self.num_prompt = len(self.tokens)
+        self.view = View(seq_id, request, arrival_s, self.num_prompt, max_len)
+        self.num_computed = 0  # tokens whose keys and values are, or are being, written
+        self.num_pending = 0  # tokens sampled by a step whose result is not here yet
+        self.num_parked = 0  # tokens whose keys and values lie in host memory for it, since it was swapped out
+        self.state = State.WAITING
+        self.replica = 0  # of the weights; where it runs, or ran last
+        self.slot = -1
+        self.seat: Seat | None = None  # as long as it runs
+        self.epoch = 0
+        self.num_scored = 0  # prompt positions whose log-probabilities are computed, or are being
+        self.num_cached = 0  # prompt tokens that the prefix cache gave
+        self.bans = bool(request.params.min_tokens or request.bad_word_ids)
+        # Whether the next step depends on the value of the newest token, so that it cannot be planned ahead.
+        self.needs_host = any(len(words) > 1 for words in request.bad_word_ids)
 
     @property
     def num_total(self) -> int:
@@ -67,7 +103,15 @@ class Sequence:
         """Whether more than the newest token has to be fed."""
         return self.num_left > 1 or self.num_computed < self.num_prompt
 
-    @property
-    def needs_host(self) -> bool:
-        """Whether the next step depends on the value of the newest token, so that it cannot be planned ahead."""
-        return any(len(words) > 1 for words in self.request.bad_word_ids)
+    def sit(self, replica: int, slot: int) -> None:
+        """Take a slot."""
+        self.replica, self.slot = replica, slot
+        self.seat = Seat(
+            seq_id=self.seq_id,
+            epoch=self.epoch,
+            replica=replica,
+            slot=slot,
+            params=self.request.params,
+            task=self.request.task,
+            seed=self.seed,
+        )

@@ -5,9 +5,9 @@ import logging
 import pytest
 
 from jaxserve.executor.failure import explain
-from jaxserve.step import Row, StepPlan
+from jaxserve.step import Row, Seat, StepPlan
 
-PLAN = StepPlan(index=7, rows=(Row(seq_id="s", epoch=0, slot=0, start=0, token_ids=(1, 2, 3)),))
+PLAN = StepPlan(index=7, rows=(Row(Seat(seq_id="s", slot=0), start=0, token_ids=(1, 2, 3)),))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxserve.executor.inputs import empty_inputs, make_inputs, places
 from jaxserve.executor.ladder import Rung
 from jaxserve.request import SamplingParams
-from jaxserve.step import Row, StepPlan
+from jaxserve.step import Row, Seat, StepPlan
 
 RUNG = Rung(16, 4, False)
 SIZES: dict[str, Any] = {"table_width": 5, "num_slots": 6, "vocab_size": 50}
@@ -30,17 +30,19 @@ def rows(draw, replica: int):
     count = len(tokens) + feeds_last
     targets = st.lists(st.integers(-1, 49), min_size=count, max_size=count).map(tuple)
     return Row(
-        seq_id="s",
-        epoch=0,
-        replica=replica,
-        slot=draw(st.integers(0, 5)),
+        seat=Seat(
+            seq_id="s",
+            epoch=0,
+            replica=replica,
+            slot=draw(st.integers(0, 5)),
+            params=draw(st.sampled_from(PARAMS)),
+            seed=draw(st.integers(0, 2**32 - 1)),
+        ),
         start=draw(st.integers(0, 30)),
         token_ids=tokens,
         feeds_last=feeds_last,
         blocks=tuple(draw(st.lists(st.integers(0, 99), max_size=5))),
         samples=draw(st.booleans()),
-        params=draw(st.sampled_from(PARAMS)),
-        seed=draw(st.integers(0, 2**32 - 1)),
         output_index=draw(st.integers(0, 9)),
         banned=tuple(draw(st.lists(st.integers(0, 49), max_size=3))),
         logprob_targets=draw(st.none() | targets),
@@ -61,7 +63,9 @@ def test_each_part_is_what_its_replica_would_get_alone(num_replicas: int, data):
     joined = make_inputs(plan, RUNG, **SIZES, num_replicas=num_replicas)
     alone = []
     for replica in range(num_replicas):
-        own = tuple(dataclasses.replace(row, replica=0) for row in plan.rows if row.replica == replica)
+        own = tuple(
+            row._replace(seat=dataclasses.replace(row.seat, replica=0)) for row in plan.rows if row.replica == replica
+        )
         alone.append(make_inputs(StepPlan(index=1, rows=own), RUNG, **SIZES))
 
     def check(whole: np.ndarray, *parts: np.ndarray) -> None:
@@ -95,7 +99,7 @@ def test_every_row_is_found_again(num_replicas: int, data):
         assert inputs.batch.kv_len_s[place.row] == row.start + row.num_tokens
         assert tuple(inputs.batch.table_sm[place.row, : len(row.blocks)]) == row.blocks
         assert inputs.sampling.slot_s[place.row] == (row.slot if row.samples else 6)
-        assert inputs.sampling.seed_s[place.row] == row.seed
+        assert inputs.sampling.seed_s[place.row] == row.seat.seed
         assert inputs.sampling.temperature_s[place.row] == np.float32(row.params.temperature * row.samples)
         assert tuple(inputs.sampling.banned_sb[place.row, : len(row.banned)]) == row.banned
         wanted = [(i, target) for i, target in enumerate(row.logprob_targets or ()) if target >= 0]

@@ -11,14 +11,13 @@ import pytest
 from jaxserve.config import EngineConfig
 from jaxserve.executor.line import Failed, Line, LoadModel, RunStep, decode, encode
 from jaxserve.request import SamplingParams
-from jaxserve.step import BlockCopy, Row, SlotStart, StepPlan
+from jaxserve.step import BlockCopy, Row, Seat, SlotStart, StepPlan
 
 
 def test_a_plan_arrives_as_it_was_sent():
     params = SamplingParams(logit_bias={3: 1.5}, stop="end", allowed_token_ids=[1, 2])
-    row = Row(
-        seq_id="a", epoch=1, slot=2, start=3, token_ids=(4, 5), blocks=(6,), params=params, logprob_targets=(-1, 7)
-    )
+    seat = Seat(seq_id="a", epoch=1, slot=2, params=params)
+    row = Row(seat, start=3, token_ids=(4, 5), blocks=(6,), logprob_targets=(-1, 7))
     start = SlotStart(slot=2, params=params, prompt_token_ids=(1,), output_token_ids=())
     plan = StepPlan(index=8, rows=(row,), copies=(BlockCopy(1, 2),), starts=(start,))
     assert decode(encode(RunStep(0, plan))) == RunStep(0, plan)
@@ -26,9 +25,8 @@ def test_a_plan_arrives_as_it_was_sent():
 
 
 def test_numbers_of_numpy_arrive_as_those_of_python():
-    row = Row(
-        seq_id="a", epoch=0, slot=0, start=np.int64(3), token_ids=(), params=SamplingParams(top_p=np.float64(0.5))
-    )
+    seat = Seat(seq_id="a", slot=0, params=SamplingParams(top_p=np.float64(0.5)))
+    row = Row(seat, start=np.int64(3), token_ids=())
     arrived = decode(encode(RunStep(0, StepPlan(index=0, rows=(row,))))).plan.rows[0]
     assert type(arrived.start) is int
     assert type(arrived.params.top_p) is float

@@ -19,7 +19,7 @@ from jaxserve.models.kv import empty_pages
 from jaxserve.models.registry import family_of
 from jaxserve.pallas_kernels.ragged_paged_attention import cpu
 from jaxserve.sampling.sampler import empty_state
-from jaxserve.step import Row, StepPlan
+from jaxserve.step import Row, Seat, StepPlan
 from tests.models import toy
 
 SLOTS, BLOCKS, BLOCK_SIZE = 4, 977, 8  # a prime number of blocks: its pages are easy to find in the program
@@ -64,7 +64,7 @@ def test_a_plan_that_points_outside_of_the_pool_is_refused_before_it_runs_when_c
     )
 
     def plan(block: int) -> StepPlan:
-        row = Row(seq_id="s", epoch=0, slot=0, start=8, token_ids=(1, 2, 3), blocks=(0, block))
+        row = Row(Seat(seq_id="s", slot=0), start=8, token_ids=(1, 2, 3), blocks=(0, block))
         return StepPlan(index=0, rows=(row,))
 
     with jax.enable_checks(True):

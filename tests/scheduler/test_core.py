@@ -77,7 +77,7 @@ def test_rows_of_a_sequence_are_contiguous_and_cover_what_was_not_cached(seed, n
     spans = defaultdict(list)
     for plan in rig.executor.plans:
         for row in plan.rows:
-            spans[row.seq_id, row.epoch].append(row)
+            spans[row.seq_id, row.seat.epoch].append(row)
     for rows in spans.values():
         for first, second in itertools.pairwise(rows):
             assert second.start == first.start + first.num_tokens
@@ -85,7 +85,7 @@ def test_rows_of_a_sequence_are_contiguous_and_cover_what_was_not_cached(seed, n
             assert not (first.samples and second.num_tokens > 1)
     for (seq_id, _), rows in spans.items():
         prompt = requests[seq_id.split("/")[0]].prompt_token_ids
-        assert rows[0].start < len(prompt) or rows[0].epoch, "at least the last prompt token is computed"
+        assert rows[0].start < len(prompt) or rows[0].seat.epoch, "at least the last prompt token is computed"
         for row in rows:
             if row.start < len(prompt):
                 part = prompt[row.start :][: len(row.token_ids)]

@@ -8,7 +8,11 @@ RUNGS = (16, 64, 256)
 
 def drafts(*parts: list[int]) -> list[Draft]:
     """Drafts of so many tokens for each sequence."""
-    return [Draft(budget=256, entries=[(object(), count) for count in part]) for part in parts]  # pyright: ignore[reportArgumentType]
+    found = [Draft(budget=256) for _ in parts]
+    for draft, part in zip(found, parts, strict=True):
+        for count in part:
+            draft.add(object(), count)  # pyright: ignore[reportArgumentType]
+    return found
 
 
 def trimmed(*parts: list[int]) -> list[list[int]]:

@@ -30,7 +30,8 @@ class Laws:
 
     def plan(self, now_s: float) -> StepPlan | None:
         scheduler = self.rig.scheduler
-        could_start = [sequence for sequence in scheduler._waiting if may_start(scheduler, sequence)]
+        waiting = [scheduler._sequences[view.seq_id] for view in scheduler.waiting]
+        could_start = [sequence for sequence in waiting if may_start(scheduler, sequence)]
         ran = {s.seq_id: (s.replica, s.epoch) for s in scheduler._running}
         plan = self._plan(now_s)
         scheduler.check()
@@ -41,7 +42,7 @@ class Laws:
                 "admitted where one was thrown out"
             )
         if any(not replica.running for replica in scheduler._replicas):
-            still = [s.seq_id for s in could_start if s in scheduler._waiting and may_start(scheduler, s)]
+            still = [s.seq_id for s in could_start if s.view in scheduler.waiting and may_start(scheduler, s)]
             assert not still, "a replica is idle while others queue"
         if plan is not None:
             self.check(plan)
@@ -52,7 +53,7 @@ class Laws:
         parts = defaultdict(list)
         for row in plan.rows:
             parts[row.replica].append(row)
-            assert self.homes.setdefault((row.seq_id, row.epoch), row.replica) == row.replica
+            assert self.homes.setdefault((row.seq_id, row.seat.epoch), row.replica) == row.replica
         assert set(parts) <= set(range(capacity.num_replicas))
         for replica, rows in parts.items():
             count = sum(row.num_tokens for row in rows)

@@ -1,32 +1,25 @@
 """Smaller `Request.priority` first, then by arrival: vLLM's `priority` policy."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
-from jaxserve.scheduler.policy import View
+from jaxserve.scheduler.policy import Policy, View
 
 
-def _rank(view: View) -> tuple[int, float]:
+def _rank(view: View) -> tuple[float, float]:
     return view.request.priority, view.arrival_s
 
 
-class Priority:
-    """Admit by priority; preempt the least urgent."""
+@dataclasses.dataclass(slots=True)
+class Priority(Policy):
+    """Admit by priority; preempt the least urgent. The urgent do not throw out who runs already, unless memory is short."""
 
-    def on_arrival(self, view: View, now_s: float) -> None:
-        """Nothing to remember."""
-
-    def order(self, waiting: Sequence[View], now_s: float) -> Iterator[View]:
+    def order(self, waiting: Sequence[View], running: Sequence[View], now_s: float) -> Iterator[View]:
         """By priority, then arrival."""
-        del now_s
+        del running, now_s
         return iter(sorted(waiting, key=_rank))
 
     def victim(self, running: Sequence[View], now_s: float) -> View:
         """The least urgent, and of those the latest."""
         del now_s
         return max(reversed(running), key=_rank)  # of equals `max` takes the first
-
-    def charge(self, view: View, prefill_tokens: int, decode_tokens: int) -> None:
-        """Nothing to account."""
-
-    def on_finish(self, view: View, now_s: float) -> None:
-        """Nothing to forget."""

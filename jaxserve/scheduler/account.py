@@ -1,0 +1,43 @@
+"""What was done for each client."""
+
+import dataclasses
+from collections import OrderedDict
+
+_MOST_CLIENTS = 10_000  # names come from outside
+
+
+@dataclasses.dataclass(slots=True)
+class Account:
+    """Totals of one client."""
+
+    sequences: int = 0
+    finished: int = 0
+    aborted: int = 0
+    prompt_tokens: int = 0  # computed, those computed again included
+    cached_tokens: int = 0  # prompt tokens that did not have to be
+    output_tokens: int = 0
+    preemptions: int = 0
+    num_running: int = 0
+
+
+class Accounts:
+    """By client's name. Of very many clients, those that have not asked for longest are forgotten."""
+
+    def __init__(self) -> None:
+        self._accounts: OrderedDict[str, Account] = OrderedDict()
+
+    def of(self, client: str) -> Account:
+        """A client's account, opened if need be."""
+        account = self._accounts.setdefault(client, Account())
+        self._accounts.move_to_end(client)
+        if len(self._accounts) > _MOST_CLIENTS:
+            oldest, idle = next(iter(self._accounts.items()))
+            if idle.sequences == idle.finished + idle.aborted:
+                del self._accounts[oldest]
+            else:
+                self._accounts.move_to_end(oldest)
+        return account
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """For metrics."""
+        return {client: dataclasses.asdict(account) for client, account in self._accounts.items()}
