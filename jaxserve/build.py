@@ -23,7 +23,7 @@ from jaxserve.executor.program import DeviceState
 from jaxserve.kv.store import KVStore
 from jaxserve.memory import axes, room
 from jaxserve.memory.plan import Plan, lay_out
-from jaxserve.model_source import find_model
+from jaxserve.model_source import config_of, find_folder
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import empty_pages, stored_dtype
@@ -58,9 +58,9 @@ def build(model: str | Path, config: EngineConfig, followers: Followers | None =
     Raises:
       CheckpointError, ConfigError, CapacityError: before any weight is read, wherever that can be told.
     """
-    folder = find_model(model)
-    cfg = read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    folder = find_folder(model, config.load_format)
+    cfg = config_of(model) if folder is None else read_config(folder)
+    tokenizer = None if folder is None else load_tokenizer(folder)
     plan = _plan_here(config, cfg)
     mesh = make_mesh(plan.parallel) if plan.parallel.num_devices > 1 or jax.process_count() > 1 else None
     _use_compilation_cache(config.compilation_cache)
@@ -116,8 +116,8 @@ def _check_swap_space(config: EngineConfig) -> None:
         )
 
 
-def _load_weights(folder: Path, config: EngineConfig, plan: Plan, mesh: Mesh | None) -> Any:
-    if config.load_format == "dummy":
+def _load_weights(folder: Path | None, config: EngineConfig, plan: Plan, mesh: Mesh | None) -> Any:
+    if config.load_format == "dummy" or folder is None:
         return weights.random(plan.specs, plan.dtype, config.seed, mesh)
     return weights.load(folder, plan.specs, plan.dtype, mesh)
 

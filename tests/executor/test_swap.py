@@ -72,7 +72,7 @@ def placed(state: DeviceState, mesh) -> DeviceState:
     return state if mesh is None else jax.device_put(state, shardings(state, mesh))
 
 
-def with_pages(kv: KVPages, blocks: np.ndarray) -> KVPages:
+def with_pages(kv: KVPages[jax.Array], blocks: np.ndarray) -> KVPages[jax.Array]:
     return KVPages(jnp.asarray(blocks.reshape(kv.pages_pkbd.shape)), kv.num_layers, kv.dtype)
 
 
