@@ -37,11 +37,18 @@ def of_device(
     """
     if choice != "auto":
         return files.load(choice)
-    shared = {"tensor": tensor, "expert": expert, "sequence": sequence}
     if platform != "cpu":
-        chip = named(kind) or CHIPS[_OTHER]
-        return of_chip(chip, cfg, **shared, itemsize=itemsize, kv_itemsize=kv_itemsize, block_size=block_size)
-    sizes = sizes_of(cfg, **shared)
+        return of_chip(
+            named(kind) or CHIPS[_OTHER],
+            cfg,
+            tensor=tensor,
+            expert=expert,
+            sequence=sequence,
+            itemsize=itemsize,
+            kv_itemsize=kv_itemsize,
+            block_size=block_size,
+        )
+    sizes = sizes_of(cfg, tensor=tensor, expert=expert, sequence=sequence)
     num_devices = tensor * expert * sequence
     device = roofline(
         sizes,
