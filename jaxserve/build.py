@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxserve.clock import WallClock
+from jaxserve.clock import Clock, WallClock
 from jaxserve.config import EngineConfig, cache_folder
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
@@ -52,7 +52,9 @@ class Built:
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
 
-def build(model: str | Path, config: EngineConfig, followers: Followers | None = None) -> Built:
+def build(
+    model: str | Path, config: EngineConfig, followers: Followers | None = None, clock: Clock | None = None
+) -> Built:
     """Load a model and compile its steps; in a program of several processes in all of them.
 
     Raises:
@@ -84,7 +86,7 @@ def build(model: str | Path, config: EngineConfig, followers: Followers | None =
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
     }
-    engine = _make_engine(config, plan, runner, tokenizer)
+    engine = _make_engine(config, plan, runner, tokenizer, clock or WallClock())
     return Built(engine, executor, tokenizer, plan.cfg, plan.max_model_len, facts)
 
 
@@ -148,7 +150,9 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
     )
 
 
-def _make_engine(config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None) -> Engine:
+def _make_engine(
+    config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None, clock: Clock
+) -> Engine:
     capacity = executor.capacity()
     scheduler = Scheduler(
         [
@@ -165,7 +169,7 @@ def _make_engine(config: EngineConfig, plan: Plan, executor: Executor, tokenizer
         scheduler,
         executor,
         tokenizer,
-        clock=WallClock(),
+        clock=clock,
         vocab_size=plan.cfg.vocab_size,
         max_model_len=plan.max_model_len,
         seed=config.seed,
