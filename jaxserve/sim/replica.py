@@ -87,7 +87,8 @@ class Replica:
         self._time.advance(max(now_s - self._time.now_s(), 0.0))
 
     def add(self, request: Request, seq_id: str, token: RowResult, length: int) -> str:
-        """Queue a request whose answer is known: `length` tokens, the last of them the end token. Returns the sequence's id."""
+        """Queue a request whose answer is known: `length` tokens, the last of them the end token. Returns the sequence's
+        id."""
         self.idle_until(request.arrival_s)
         limit, max_tokens = self.spec.max_model_len, request.params.max_tokens
         sequence = Sequence(

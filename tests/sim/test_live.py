@@ -30,7 +30,7 @@ def workload(seed: int) -> Workload:
             Call(
                 call_id=f"c{index}",
                 prompt=prompt,
-                output_tokens=rng.randrange(2, 40),
+                output_tokens=rng.randrange(20, 70),
                 arrival_s=now_s,
                 priority=rng.randrange(3),
                 client=f"client {index % 3}",
@@ -39,7 +39,7 @@ def workload(seed: int) -> Workload:
     return make_workload("test", calls)
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("policy", ["priority", pytest.param("fcfs", marks=pytest.mark.slow)])
 def test_plans_of_a_real_engine_are_repeated_by_the_simulator(policy: str):
     clock = LatchedClock()
     config = EngineConfig(
