@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxserve.clock import WallClock
+from jaxserve.clock import Clock, WallClock
 from jaxserve.config import EngineConfig, cache_folder
 from jaxserve.cost.here import of_device
 from jaxserve.cost.model import CostModel
@@ -54,7 +54,9 @@ class Built:
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
 
-def build(model: str | Path, config: EngineConfig, followers: Followers | None = None) -> Built:
+def build(
+    model: str | Path, config: EngineConfig, followers: Followers | None = None, clock: Clock | None = None
+) -> Built:
     """Load a model and compile its steps; in a program of several processes in all of them.
 
     Raises:
@@ -87,7 +89,11 @@ def build(model: str | Path, config: EngineConfig, followers: Followers | None =
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
     }
+<<<<<<< HEAD
     engine = _make_engine(config, plan, runner, tokenizer, cost)
+=======
+    engine = _make_engine(config, plan, runner, tokenizer, clock or WallClock())
+>>>>>>> 9e11a556624665be6b7002a3a5d66f814182191f
     return Built(engine, executor, tokenizer, plan.cfg, plan.max_model_len, facts)
 
 
@@ -152,7 +158,11 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
 
 
 def _make_engine(
+<<<<<<< HEAD
     config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None, cost: CostModel
+=======
+    config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None, clock: Clock
+>>>>>>> 9e11a556624665be6b7002a3a5d66f814182191f
 ) -> Engine:
     capacity = executor.capacity()
     scheduler = Scheduler(
@@ -175,7 +185,7 @@ def _make_engine(
         scheduler,
         executor,
         tokenizer,
-        clock=WallClock(),
+        clock=clock,
         vocab_size=plan.cfg.vocab_size,
         max_model_len=plan.max_model_len,
         seed=config.seed,
