@@ -89,11 +89,7 @@ def build(
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
     }
-<<<<<<< HEAD
-    engine = _make_engine(config, plan, runner, tokenizer, cost)
-=======
-    engine = _make_engine(config, plan, runner, tokenizer, clock or WallClock())
->>>>>>> 9e11a556624665be6b7002a3a5d66f814182191f
+    engine = _make_engine(config, plan, runner, tokenizer, cost, clock or WallClock())
     return Built(engine, executor, tokenizer, plan.cfg, plan.max_model_len, facts)
 
 
@@ -158,11 +154,12 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
 
 
 def _make_engine(
-<<<<<<< HEAD
-    config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None, cost: CostModel
-=======
-    config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None, clock: Clock
->>>>>>> 9e11a556624665be6b7002a3a5d66f814182191f
+    config: EngineConfig,
+    plan: Plan,
+    executor: Executor,
+    tokenizer: Tokenizer | None,
+    cost: CostModel,
+    clock: Clock,
 ) -> Engine:
     capacity = executor.capacity()
     scheduler = Scheduler(
