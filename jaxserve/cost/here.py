@@ -7,7 +7,7 @@ from jaxserve.cost.model import CostModel
 from jaxserve.cost.roofline import FLOP_SHARE, HOST, of_chip, roofline
 from jaxserve.cost.sizes import sizes_of
 from jaxserve.models.config import ModelConfig
-from jaxserve.pallas_kernels.chips import CHIPS, named
+from jaxserve.pallas_kernels.chips import CHIPS, resembling
 
 # Rough, measured on two cores of an AMD EPYC: of a core, in float32 (twice as many in 16 bits); of all its memory; and what
 # XLA's small operations take in every layer, whatever their size.
@@ -39,7 +39,7 @@ def of_device(
         return files.load(choice)
     if platform != "cpu":
         return of_chip(
-            named(kind) or CHIPS[_OTHER],
+            resembling(kind) or CHIPS[_OTHER],
             cfg,
             tensor=tensor,
             expert=expert,
