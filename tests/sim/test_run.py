@@ -238,8 +238,9 @@ class RoundRobin:
 
 def test_replicas_share_the_work_and_say_how_they_are():
     router = RoundRobin()
-    workload = generate("map-reduce", count=4, rate=5.0, options={"fan_out": 6, "chunk": 40, "instruction": 8})
-    run = simulate(workload, [spec(max_model_len=4096, num_blocks=600)] * 3, router=router)
+    short = {"fan_out": 6, "chunk": 40, "instruction": 8, "summary": ["even", 3, 9], "result": 9}
+    workload = generate("map-reduce", count=4, rate=5.0, options=short)
+    run = simulate(workload, [spec()] * 3, router=router)
     assert {record.replica for record in run.records} == {0, 1, 2}
     assert sorted(router.finished) == sorted((r.call.call_id, r.num_output) for r in run.records)
     assert sorted(router.ended) == ["job0", "job1", "job2", "job3"]
@@ -252,7 +253,7 @@ def test_replicas_share_the_work_and_say_how_they_are():
     assert sum(snapshot.num_accepted for snapshot in last) == len(run.records) - 1
     assert last[1].cached((workload.calls[0].prompt[0].token,) * 9, "") == 8, "the instruction is cached by now"
     idle = [replica.snapshot(run.end_s) for replica in run.replicas]
-    assert all(snapshot.work_s == 0 and snapshot.num_free == 600 for snapshot in idle)
+    assert all(snapshot.work_s == 0 and snapshot.num_free == 64 for snapshot in idle)
 
 
 def test_the_least_loaded_replica_takes_a_call():
