@@ -75,7 +75,10 @@ class Steps:
     def sign(self, plan: StepPlan) -> None:
         """Make a plan part of the digest: who runs, from where, how many tokens, in which newest block; what is
         copied."""
-        rows = [(row.seat.seq_id, row.start, len(row.token_ids) + row.feeds_last, row.blocks[-1:]) for row in plan.rows]
+        rows = [
+            (row.seat.seq_id.partition("/")[0], row.start, len(row.token_ids) + row.feeds_last, row.blocks[-1:])
+            for row in plan.rows
+        ]
         moves = plan.swap_outs, plan.swap_ins, plan.prefetches, plan.copies
         self.digest.update(repr((plan.index, rows, moves)).encode())
 
