@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxserve.clock import WallClock
+from jaxserve.clock import Clock, WallClock
 from jaxserve.config import EngineConfig, cache_folder
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
@@ -23,7 +23,7 @@ from jaxserve.executor.program import DeviceState
 from jaxserve.kv.store import KVStore
 from jaxserve.memory import axes, room
 from jaxserve.memory.plan import Plan, lay_out
-from jaxserve.model_source import find_model
+from jaxserve.model_source import config_of, find_folder
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import empty_pages, stored_dtype
@@ -52,15 +52,17 @@ class Built:
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
 
-def build(model: str | Path, config: EngineConfig, followers: Followers | None = None) -> Built:
+def build(
+    model: str | Path, config: EngineConfig, followers: Followers | None = None, clock: Clock | None = None
+) -> Built:
     """Load a model and compile its steps; in a program of several processes in all of them.
 
     Raises:
       CheckpointError, ConfigError, CapacityError: before any weight is read, wherever that can be told.
     """
-    folder = find_model(model)
-    cfg = read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    folder = find_folder(model, config.load_format)
+    cfg = config_of(model) if folder is None else read_config(folder)
+    tokenizer = None if folder is None else load_tokenizer(folder)
     plan = _plan_here(config, cfg)
     mesh = make_mesh(plan.parallel) if plan.parallel.num_devices > 1 or jax.process_count() > 1 else None
     _use_compilation_cache(config.compilation_cache)
@@ -84,7 +86,7 @@ def build(model: str | Path, config: EngineConfig, followers: Followers | None =
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
     }
-    engine = _make_engine(config, plan, runner, tokenizer)
+    engine = _make_engine(config, plan, runner, tokenizer, clock or WallClock())
     return Built(engine, executor, tokenizer, plan.cfg, plan.max_model_len, facts)
 
 
@@ -116,8 +118,8 @@ def _check_swap_space(config: EngineConfig) -> None:
         )
 
 
-def _load_weights(folder: Path, config: EngineConfig, plan: Plan, mesh: Mesh | None) -> Any:
-    if config.load_format == "dummy":
+def _load_weights(folder: Path | None, config: EngineConfig, plan: Plan, mesh: Mesh | None) -> Any:
+    if config.load_format == "dummy" or folder is None:
         return weights.random(plan.specs, plan.dtype, config.seed, mesh)
     return weights.load(folder, plan.specs, plan.dtype, mesh)
 
@@ -148,7 +150,9 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
     )
 
 
-def _make_engine(config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None) -> Engine:
+def _make_engine(
+    config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None, clock: Clock
+) -> Engine:
     capacity = executor.capacity()
     scheduler = Scheduler(
         [
@@ -165,7 +169,7 @@ def _make_engine(config: EngineConfig, plan: Plan, executor: Executor, tokenizer
         scheduler,
         executor,
         tokenizer,
-        clock=WallClock(),
+        clock=clock,
         vocab_size=plan.cfg.vocab_size,
         max_model_len=plan.max_model_len,
         seed=config.seed,

@@ -1,6 +1,7 @@
 """Blocks go to host memory and come back unchanged, whoever takes their place in between."""
 
 import random
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,14 +72,14 @@ def placed(state: DeviceState, mesh) -> DeviceState:
     return state if mesh is None else jax.device_put(state, shardings(state, mesh))
 
 
-def with_pages(kv: KVPages, blocks: np.ndarray) -> KVPages:
+def with_pages(kv: KVPages[jax.Array], blocks: np.ndarray) -> KVPages[jax.Array]:
     return KVPages(jnp.asarray(blocks.reshape(kv.pages_pkbd.shape)), kv.num_layers, kv.dtype)
 
 
 @pytest.mark.parametrize(
     "sizes", [{}, {"data_parallel_size": 2, "tensor_parallel_size": 2}], ids=["one device", "four"]
 )
-def test_answers_of_swapped_sequences_are_those_of_an_engine_with_room(sizes: dict[str, int]):
+def test_answers_of_swapped_sequences_are_those_of_an_engine_with_room(sizes: dict[str, Any]):
     rng = random.Random(0)
     prompts = [[rng.randrange(10, 500) for _ in range(rng.randrange(20, 150))] for _ in range(16)]
     params = SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True)
