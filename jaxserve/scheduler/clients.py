@@ -18,7 +18,7 @@ class Clients:
           ConfigError: a weight is not a positive number.
         """
         for client, weight in (weights or {}).items():
-            require(f"weights[{client!r:.40}]", weight, 1e-6)
+            require(f"weights[{client!r:.40}]", weight, 1e-6, 1e6)
         self.numbers: dict[str, float] = {}
         self._weights = dict(weights or {})
         self._live: dict[str, int] = {}  # sequences that wait or run
@@ -46,11 +46,12 @@ class Clients:
         self.numbers[client] += amount / self._weights.get(client, 1.0)
 
 
-def require(option: str, value: object, least: float) -> None:
-    """Refuse an option that is not a number of at least `least`; infinity is one.
+def require(option: str, value: object, least: float, most: float = math.inf) -> None:
+    """Refuse an option that is not a number from `least` to `most`.
 
     Raises:
       ConfigError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value < least:
-        raise ConfigError(f"scheduling option {option}={value!r:.40} must be a number of at least {least:g}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        limit = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise ConfigError(f"scheduling option {option}={value!r:.40} must be a number {limit}")

@@ -63,7 +63,8 @@ class Replica:
             return sequence.num_parked if sequence.replica == self.index else 0
         if sequence.parent is not None and self._may_fork(sequence):
             return _num_shared(sequence)
-        return self._mark(sequence).num_tokens
+        cached = self._mark(sequence, self.store, self.index).num_tokens
+        return max(cached, self._num_copied(sequence, cached))
 
     def admit(self, sequence: Sequence) -> Arrival | int:
         """Give a waiting sequence a slot and a table: its parent's prompt, a cached prefix, its copies in host memory.
@@ -209,16 +210,19 @@ class Replica:
 
     def _hold_copies(self, sequence: Sequence, cached: int, limit: int) -> int:
         """Tokens that host memory has for a sequence and that the pool has not; 0: none, or computing them is quicker."""
-        host, size = self.host, self.store.block_size
-        if host is None:
-            return 0
         if sequence.num_parked:
             return sequence.num_parked
-        namespace = sequence.request.namespace
-        found = host.store.cached(sequence.tokens, namespace, limit=limit)
-        if found <= cached or not self._swap_rule((found - cached) // size, found - cached):
+        if self.host is None or not self._num_copied(sequence, cached):
             return 0
-        return host.hold(sequence.seq_id, sequence.tokens, namespace, limit)
+        return self.host.hold(sequence.seq_id, sequence.tokens, sequence.request.namespace, limit)
+
+    def _num_copied(self, sequence: Sequence, cached: int) -> int:
+        """Tokens of a waiting sequence that others have left in host memory; 0: no more than `cached`, or too few."""
+        if self.host is None:
+            return 0
+        found = self._mark(sequence, self.host.store, -1 - self.index).num_tokens
+        is_worth_it = found > cached and self._swap_rule((found - cached) // self.store.block_size, found - cached)
+        return found if is_worth_it else 0
 
     def _await_copies(self, sequence: Sequence, first: int) -> None:
         """The blocks from the `first` on come from host memory."""
@@ -239,18 +243,18 @@ class Replica:
             return False
         return not sequence.num_output
 
-    def _mark(self, sequence: Sequence) -> Mark:
-        """What is in the prefix tree of a waiting sequence."""
-        last = sequence.marks.get(self.index)
+    def _mark(self, sequence: Sequence, store: KVStore, key: int) -> Mark:
+        """What a store has cached of a waiting sequence. Asked for very often, so answers are kept."""
+        last = sequence.marks.get(key)
         if last is None or last.version != last.node.version or len(sequence.tokens) > sequence.num_prompt:
             limit = _cache_limit(sequence)
-            last = self.store.mark(sequence.tokens, sequence.request.namespace, limit=limit, last=last)
-            sequence.marks[self.index] = last
+            last = store.mark(sequence.tokens, sequence.request.namespace, limit=limit, last=last)
+            sequence.marks[key] = last
         return last
 
     def _shortage(self, sequence: Sequence) -> int:
         """Blocks that a waiting sequence would lack if it took what is cached of it; negative: so many would be left."""
-        mark = self._mark(sequence)
+        mark = self._mark(sequence, self.store, self.index)
         new = self.store.blocks_for(sequence.num_total + 1) - mark.node.depth
         return new + self.store.num_idle(mark) + self._promised() - self.store.num_available
 

@@ -35,14 +35,14 @@ class Dlpm(Policy):
     _lpm: Lpm = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        require("quantum", self.quantum, 1e-3)
+        require("quantum", self.quantum, 1e-3, 1e15)
         for name in ("prefill_weight", "decode_weight"):
             require(name, getattr(self, name), 0)
         self._clients = Clients(self.weights)
         self._lpm = Lpm(patience_s=self.patience_s, window=self.window)
 
     def on_arrival(self, view: View, now_s: float) -> None:
-        """A new client begins without credit."""
+        """A new client begins without credit: it waits until those who have some have spent it, or wait no longer."""
         del now_s
         self._clients.enter(view.request.client)
 
@@ -88,7 +88,7 @@ class Dlpm(Policy):
                 credit[client] = amount + self.quantum * min(most, self._num_missing(amount))
 
     def _num_missing(self, amount: float) -> int:
-        """Quanta that make this positive. One, if the quantum is infinite."""
+        """Quanta that make this positive."""
         return math.floor(-amount / self.quantum) + 1
 
 

@@ -34,15 +34,15 @@ class Lpm(Policy):
         """Longest cached prefix first; before all, now and then, who has waited longest."""
         del running
         near = sorted(waiting[: self.window], key=_not_cached_first)
-        self._oldest = None
+        first = self._oldest = None
         if now_s - self._turn_s >= self.patience_s:
             oldest = min(waiting, key=_arrival)
             if now_s - oldest.arrival_s >= self.patience_s:
-                self._oldest = oldest
+                first = self._oldest = oldest
                 yield oldest
         for part in (near, waiting[self.window :]):
             for view in part:
-                if view is not self._oldest:
+                if view is not first:
                     yield view
 
     def on_admit(self, view: View, num_cached: int, now_s: float) -> None:

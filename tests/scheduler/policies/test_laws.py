@@ -69,7 +69,7 @@ class Run:
         self.rig = make_engine(policy=name, max_model_len=MAX_MODEL_LEN, **config)
         self.requests = random_requests(self.rng, count)
         self.outputs, self.cut_short = {}, set()
-        self.failing = failing
+        self.failing, self.step_s = failing, self.rng.choice((0.0, 0.1, 3.0))  # slow steps: patience ends
         self._watch_admissions()
 
     def _watch_admissions(self) -> None:
@@ -126,6 +126,7 @@ class Run:
         was_busy, num_plans = rig.engine.pipeline.is_busy, len(rig.executor.plans)
         has_work, fails = rig.engine.has_work, bool(rig.executor.fail_next)
         self._take(rig.step())
+        rig.clock.advance(self.step_s)
         assert not has_work or was_busy or fails or len(rig.executor.plans) > num_plans, (
             "nothing runs, though somebody waits"
         )
