@@ -12,8 +12,8 @@ from kernels.document import table
 
 TITLE = """# Reproductions
 
-What papers claim of their schedulers, and what the same rules do in our simulator. Made by `scripts/reproduce.py`, section by
-section; do not edit between the marks.
+What papers claim of their schedulers, and what the same rules do in our simulator. Made by `scripts/reproduce.py`, section
+by section; do not edit between the marks.
 """
 
 
