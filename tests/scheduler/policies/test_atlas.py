@@ -56,8 +56,9 @@ def test_on_chains_the_schedule_is_that_of_plas(seed, tells_parents):
 
 
 def live_graph(policy, seed, *, tells_parents, check):
-    """Calls of one random graph come when their parents have ended, and end in random order. `check(start, path, longest
-    path to it by its ancestors)` at each start."""
+    """Calls of one random graph come when their parents have ended, and end in random order. `check` is called at each
+    start. Returns the longest path. A root that comes late begins with what the policy says (it cannot know that it is
+    one)."""
     rng = random.Random(seed)
     size = rng.randint(2, 14)
     parents = {i: rng.sample(range(i), min(i, rng.randint(0, 3))) for i in range(size)}
@@ -71,7 +72,8 @@ def live_graph(policy, seed, *, tells_parents, check):
             names = tuple(f"r{p}" for p in parents[number]) if tells_parents else ()
             view, start = begin(policy, f"r{number}", names)
             longest = max((true_path[p] for p in parents[number]), default=0)
-            true_path[number] = longest + tokens[number]
+            begins = longest if parents[number] or not tells_parents else start
+            true_path[number] = begins + tokens[number]
             live[number] = view
             check(number, parents[number], start, longest)
         else:
