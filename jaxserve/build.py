@@ -138,7 +138,7 @@ def _make_engine(config: EngineConfig, plan: Plan, executor: Executor, tokenizer
             KVStore(capacity.num_blocks, capacity.block_size, caching=config.enable_prefix_caching)
             for _ in range(capacity.num_replicas)
         ],
-        make_policy(config.scheduling_policy, config.scheduling_options),
+        make_policy(config.scheduling_policy, config.scheduling_options, capacity=capacity),
         capacity,
         token_budget=plan.token_budget,
         chunked=config.enable_chunked_prefill,

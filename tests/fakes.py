@@ -280,7 +280,12 @@ def make_engine(
     executor = FakeExecutor(capacity)
     stores = [KVStore(num_blocks, block_size, caching=caching) for _ in range(num_replicas)]
     scheduler = Scheduler(
-        stores, make_policy(policy, options), capacity, token_budget=budget, chunked=chunked, **scheduler_options
+        stores,
+        make_policy(policy, options, capacity=capacity),
+        capacity,
+        token_budget=budget,
+        chunked=chunked,
+        **scheduler_options,
     )
     clock = VirtualClock()
     engine = Engine(
