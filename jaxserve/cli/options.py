@@ -1,6 +1,8 @@
 """The groups of flags that commands share: engine options, sampling options, and those of several processes."""
 
 import argparse
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from jaxserve.cli.flags import add_dataclass_flags, given
@@ -32,8 +34,9 @@ SAMPLING_HELP = {
 NOT_FLAGS = ("structured_outputs", "seed")  # not supported yet; `--seed` is an engine option and seeds sampling too
 
 
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    add_dataclass_flags(parser, EngineConfig, "engine options")
+def add_engine_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """`defaults`: where a command differs from `EngineConfig`; hand the same to `engine_options`."""
+    add_dataclass_flags(parser, EngineConfig, "engine options", defaults=defaults)
     add_process_flags(parser)
 
 
@@ -72,9 +75,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any]
     )
 
 
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+def engine_options(args: argparse.Namespace, defaults: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Keyword arguments for `LLM`, checked here, so that a mistake is told before jax is loaded."""
-    options = given(args, EngineConfig)
+    options = dict(defaults) | given(args, EngineConfig)
     EngineConfig(**options)
     return options
 
