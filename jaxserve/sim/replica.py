@@ -1,0 +1,149 @@
+"""One simulated replica: the real scheduler, KV store and loop over a SimExecutor, with a clock of its own."""
+
+import dataclasses
+from collections.abc import Sequence as Seq
+
+from jaxserve.clock import VirtualClock
+from jaxserve.cluster.snapshot import Snapshot
+from jaxserve.cost.model import CostModel
+from jaxserve.cost.work import prompt_work
+from jaxserve.executor.ladder import build_ladder
+from jaxserve.kv.store import KVStore
+from jaxserve.pipeline import Pipeline
+from jaxserve.request import Request
+from jaxserve.scheduler.core import Progress, Scheduler
+from jaxserve.scheduler.policy import Policy
+from jaxserve.scheduler.sequence import Sequence
+from jaxserve.sim.executor import Answer, SimExecutor
+from jaxserve.step import Capacity, RowResult
+
+_GUESSED_TOKENS = 256  # of an answer, before one has ended
+_RECENT = 0.05  # weight of the newest answer in the guess
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ReplicaSpec:
+    """What one replica is: sizes as the engine would have them, and what its steps cost."""
+
+    cost: CostModel
+    num_blocks: int
+    block_size: int = 32
+    max_num_seqs: int = 32
+    token_budget: int = 2048
+    max_model_len: int = 131_072
+    num_host_blocks: int = 0  # room in host memory for blocks that are swapped out
+    preemption_mode: str = "auto"
+    sequence_shards: int = 1  # devices that share a step's tokens
+    client_quota: int | None = None
+    chunked: bool = True
+    caching: bool = True
+    overlap: bool = True
+    compiles: bool = False  # while it serves, rather than before
+    engine_type: str = ""  # replicas of one type are equally fast
+
+
+class Replica:
+    """Takes requests, and runs one step after the other. Time passes only in `advance` and `idle_until`."""
+
+    def __init__(self, index: int, spec: ReplicaSpec, policy: Policy):
+        ladder = build_ladder(spec.max_num_seqs, spec.token_budget, spec.sequence_shards)
+        capacity = Capacity(
+            num_blocks=spec.num_blocks,
+            block_size=spec.block_size,
+            num_slots=spec.max_num_seqs,
+            token_rungs=tuple(sorted({rung.tokens for rung in ladder})),
+            max_model_len=spec.max_model_len,
+            num_host_blocks=spec.num_host_blocks if spec.preemption_mode != "recompute" else 0,
+        )
+        self.index = index
+        self.spec = spec
+        self.clock = VirtualClock()
+        self.store = KVStore(spec.num_blocks, spec.block_size, caching=spec.caching)
+        self.scheduler = Scheduler(
+            [self.store],
+            policy,
+            capacity,
+            token_budget=spec.token_budget,
+            chunked=spec.chunked,
+            swap_rule=self._swaps,
+            client_quota=spec.client_quota,
+        )
+        self.executor = SimExecutor(
+            capacity, ladder, spec.cost, self.clock, overlap=spec.overlap, compiles=spec.compiles
+        )
+        self._pipeline = Pipeline(self.scheduler, self.executor, self.clock, overlap=spec.overlap)
+        self._work_s: dict[str, float] = {}  # of sequences that have not ended
+        self._guess = float(_GUESSED_TOKENS)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence has not ended, or a step is under way."""
+        return bool(self._work_s) or self._pipeline.is_busy
+
+    def idle_until(self, now_s: float) -> None:
+        """Wait for work."""
+        self.clock.advance(max(now_s - self.clock.now_s(), 0.0))
+
+    def add(self, request: Request, seq_id: str, token: RowResult, length: int) -> None:
+        """Queue a request whose answer is known: `length` tokens, the last of them the end token."""
+        self.idle_until(request.arrival_s)
+        limit, max_tokens = self.spec.max_model_len, request.params.max_tokens
+        sequence = Sequence(
+            seq_id=seq_id,
+            request=request,
+            seed=0,
+            max_len=limit if max_tokens is None else min(limit, len(request.prompt_token_ids) + max_tokens),
+            arrival_s=request.arrival_s,
+        )
+        self.executor.answers[seq_id] = Answer(token, length)
+        self._work_s[seq_id] = self.service_s(request)
+        self.scheduler.add(sequence, self.clock.now_s())
+
+    def advance(self) -> list[Progress]:
+        """One turn of the loop."""
+        return self._pipeline.advance()
+
+    def forget(self, sequence: Sequence) -> None:
+        """A sequence has ended."""
+        del self._work_s[sequence.seq_id]
+        self._guess += _RECENT * (len(sequence.tokens) - sequence.num_prompt - self._guess)
+
+    def service_s(self, request: Request) -> float:
+        """Seconds to serve a request alone, for an answer as long as the latest ones were. Its true length is not
+        asked."""
+        return self.spec.cost.service_s(len(request.prompt_token_ids), round(self._guess))
+
+    def snapshot(self, now_s: float) -> Snapshot:
+        """What a router may know. A step under way counts as it was planned."""
+        spec, store = self.spec, self.store
+        waiting, (books,) = self.scheduler.waiting, self.scheduler.replicas
+        blocks = [store.blocks_for(view.num_prompt + view.num_output + 1) for view in waiting]
+        views = [*waiting, *(sequence.view for sequence in books.running)]
+        return Snapshot(
+            replica=self.index,
+            time_s=now_s,
+            engine_type=spec.engine_type,
+            num_slots=spec.max_num_seqs,
+            num_blocks=spec.num_blocks,
+            block_size=spec.block_size,
+            num_free=store.num_available,
+            num_running=len(books.running),
+            num_waiting=len(waiting),
+            num_urgent=sum(view.request.priority < 0 for view in views),
+            waiting_blocks=sum(blocks),
+            first_waiting_blocks=blocks[0] if blocks else 0,
+            queued_tokens=books.num_ahead + sum(view.num_prompt for view in waiting),
+            work_s=sum(self._work_s.values()),
+            cached=self._cached,
+            service_s=self.service_s,
+        )
+
+    def _cached(self, tokens: Seq[int], namespace: str) -> int:
+        return self.store.cached(tokens, namespace, limit=max(len(tokens) - 1, 0))
+
+    def _swaps(self, num_blocks: int, num_tokens: int) -> bool:
+        """Whether the way to host memory and back is shorter than computing so many tokens again."""
+        cost = self.spec.cost
+        if self.spec.preemption_mode == "swap":
+            return True
+        return 2 * cost.swap_s(num_blocks) < cost.device_s(prompt_work(num_tokens))

@@ -1,0 +1,209 @@
+"""The simulation: calls arrive, a router chooses a replica, replicas run their steps, ended calls release their
+children."""
+
+import dataclasses
+import functools
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxserve.cluster.snapshot import Snapshot
+from jaxserve.errors import InvariantError
+from jaxserve.request import Request, SamplingParams
+from jaxserve.scheduler.core import Progress
+from jaxserve.scheduler.make import make_policy
+from jaxserve.scheduler.policy import Policy
+from jaxserve.sim.call import END, After, Call, Span, Workload
+from jaxserve.sim.fairness import Fairness
+from jaxserve.sim.record import Gaps, Record
+from jaxserve.sim.replica import Replica, ReplicaSpec
+from jaxserve.step import RowResult
+
+Router = Callable[[Request, Sequence[Snapshot], float], int]
+Watcher = Callable[[int, float], None]  # (calls that ended just now, seconds simulated)
+_POLL_S = 1e-3  # an engine with work that it may not begin looks again after so long
+_MOST_POLLS = 1_000_000
+
+
+@dataclasses.dataclass(slots=True)
+class Run:
+    """What came of a simulation."""
+
+    workload: Workload
+    replicas: list[Replica]
+    records: list[Record]  # in order of arrival
+    gaps: Gaps
+    fairness: Fairness | None = None  # if there are several clients
+    end_s: float = 0.0
+    is_partial: bool = False  # interrupted
+
+
+def least_loaded(request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
+    """The fewest sequences, then the most free blocks, then the first."""
+    del request, now_s
+    return min(snapshots, key=lambda s: (s.num_running + s.num_waiting, -s.num_free, s.replica)).replica
+
+
+def simulate(
+    workload: Workload,
+    specs: Sequence[ReplicaSpec],
+    policy: str | Callable[[], Policy] = "fcfs",
+    options: Mapping[str, Any] | None = None,
+    *,
+    router: Router = least_loaded,
+    knows_lengths: bool = False,
+    watch: Watcher | None = None,
+) -> Run:
+    """Run a workload over one replica for each spec. Ctrl-C ends it early, with what came of it so far.
+
+    `policy`: a name (with `options`), or a function that makes one, called once for each replica.
+    `knows_lengths`: the scheduler is told each answer's length (as `max_tokens`, without an end token).
+    """
+    replicas = [Replica(index, spec, _policy(policy, options, spec)) for index, spec in enumerate(specs)]
+    world = _World(workload, replicas, router, knows_lengths)
+    run = Run(workload, replicas, world.records, world.gaps, world.fairness)
+    try:
+        world.run(watch or _watch_nothing)
+    except KeyboardInterrupt:
+        run.is_partial = True
+    run.end_s = max((replica.clock.now_s() for replica in replicas), default=0.0)
+    return run
+
+
+def _policy(policy: str | Callable[[], Policy], options: Mapping[str, Any] | None, spec: ReplicaSpec) -> Policy:
+    return make_policy(policy, options, cost=spec.cost) if isinstance(policy, str) else policy()
+
+
+class _World:
+    """All that changes. Events are arrivals; between two of them the replica that is furthest behind takes a step."""
+
+    def __init__(self, workload: Workload, replicas: list[Replica], router: Router, knows_lengths: bool):
+        self.records: list[Record] = []
+        self.gaps = Gaps()
+        self.fairness = Fairness(workload) if len({call.client for call in workload.calls}) > 1 else None
+        self._replicas = replicas
+        self._router = router
+        self._knows_lengths = knows_lengths
+        self._by_sequence: dict[str, Record] = {}
+        self._events: list[tuple[float, int, Call]] = []  # heap; of one time in order of the workload
+        self._numbers = {call.call_id: number for number, call in enumerate(workload.calls)}
+        self._children: dict[str, list[Call]] = {}
+        self._left: dict[str, int] = {}  # parents that have not ended
+        self._readers: dict[str, int] = {}  # calls that are still to be made of a call's tokens
+        self._texts: dict[str, tuple[tuple[int, ...], int]] = {}  # of those: all tokens, and how many are the prompt
+        for number, call in enumerate(workload.calls):
+            parents = set(call.parents)
+            for other in call.wanted:
+                self._readers[other] = self._readers.get(other, 0) + 1
+            if not parents:
+                self._events.append((call.arrival_s, number, call))
+                continue
+            self._left[call.call_id] = len(parents)
+            for parent in parents:
+                self._children.setdefault(parent, []).append(call)
+        heapq.heapify(self._events)
+
+    def run(self, watch: Watcher) -> None:
+        """Until nothing is left to do."""
+        polls = 0
+        while True:
+            busy = [replica for replica in self._replicas if replica.has_work]
+            if not busy and not self._events:
+                return
+            replica = min(busy, key=lambda r: r.clock.now_s()) if busy else None
+            next_s = self._events[0][0] if self._events else math.inf
+            if replica is None or next_s <= replica.clock.now_s():
+                _, _, call = heapq.heappop(self._events)
+                self._arrive(call, next_s)
+                continue
+            before_s = replica.clock.now_s()
+            progress = replica.advance()
+            now_s = replica.clock.now_s()
+            if self.fairness is not None and progress:
+                self.fairness.note(progress, self._by_sequence)
+            ended = self.gaps.note(progress, self._by_sequence, replica.executor.collected_s, now_s)
+            for item in ended:
+                self._end(replica, item, now_s)
+            if ended:
+                watch(len(ended), now_s)
+            polls = 0 if now_s > before_s else polls + 1
+            if not polls:
+                continue
+            if polls > _MOST_POLLS:
+                raise InvariantError("sequences wait, and the policy admits none of them")
+            replica.idle_until(min(next_s, now_s + _POLL_S))
+
+    def _arrive(self, call: Call, now_s: float) -> None:
+        prompt = self._prompt(call)
+        record = Record(call, now_s, len(prompt))
+        self.records.append(record)
+        params = _params(call.output_tokens if self._knows_lengths else call.max_tokens, self._knows_lengths)
+        request = Request(
+            request_id=call.call_id,
+            prompt_token_ids=prompt,
+            params=params,
+            arrival_s=now_s,
+            eos_token_ids=(END,),
+            namespace=call.namespace,
+            priority=call.priority,
+            client=call.client,
+            program=call.program,
+            parents=call.parents,
+            stage=call.stage,
+            deadline_s=call.deadline_s,
+        )
+        index = 0
+        if len(self._replicas) > 1:
+            index = self._router(request, [replica.snapshot(now_s) for replica in self._replicas], now_s)
+        replica = self._replicas[index]
+        record.replica = index
+        if len(prompt) >= replica.spec.max_model_len:
+            record.refused = f"a prompt of {len(prompt)} tokens, and max_model_len is {replica.spec.max_model_len}"
+            return
+        if self.fairness is not None:
+            self.fairness.arrive(call.client)
+        number = self._numbers[call.call_id]
+        seq_id = f"{call.call_id}/0#{number}"
+        self._by_sequence[seq_id] = record
+        replica.add(request, seq_id, RowResult(token_id=-1 - number), call.output_tokens)
+
+    def _prompt(self, call: Call) -> tuple[int, ...]:
+        """The tokens of a call's prompt. Texts that nobody needs any more are forgotten."""
+        parts = list[tuple[int, ...]]()
+        for piece in call.prompt:
+            if isinstance(piece, Span):
+                parts.append((piece.token,) * piece.length)
+            else:
+                tokens, num_prompt = self._texts[piece.call_id]
+                parts.append(tokens if isinstance(piece, After) else tokens[num_prompt:])
+        for other in call.wanted:
+            self._readers[other] -= 1
+            if not self._readers[other]:
+                del self._texts[other]
+        return parts[0] if len(parts) == 1 else tuple(token for part in parts for token in part)
+
+    def _end(self, replica: Replica, item: Progress, now_s: float) -> None:
+        sequence = item.sequence
+        replica.forget(sequence)
+        record = self._by_sequence.pop(sequence.seq_id)
+        record.finish, record.finish_s = item.finish, now_s
+        record.num_cached, record.num_preemptions = sequence.num_cached, sequence.view.num_preemptions
+        call = record.call
+        if self._readers.get(call.call_id):
+            self._texts[call.call_id] = tuple(sequence.tokens), sequence.num_prompt
+        for child in self._children.pop(call.call_id, ()):
+            self._left[child.call_id] -= 1
+            if not self._left[child.call_id]:
+                arrival_s = max(child.arrival_s, now_s + child.think_s)
+                heapq.heappush(self._events, (arrival_s, self._numbers[child.call_id], child))
+
+
+@functools.lru_cache(maxsize=4096)
+def _params(max_tokens: int | None, ignore_eos: bool) -> SamplingParams:
+    """Checked once for each limit, not once for each call."""
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=ignore_eos)
+
+
+def _watch_nothing(ended: int, now_s: float) -> None:
+    del ended, now_s
