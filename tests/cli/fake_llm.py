@@ -130,17 +130,18 @@ class FakeLLM:
     def abort(self, request_id):
         self._engine.abort(request_id)
 
-    def stream_events(self, prompt, params=None):
-        request, text = self._request(prompt, params or SamplingParams())
+    def stream_events(self, prompt, params=None, *, meta=None):
+        request, text = self._request(prompt, params or SamplingParams(), meta=meta)
         self._engine.add(request, text)
+        self.submitted.append(request)
         try:
             while self._engine.running:
                 yield from self._engine.step()
         finally:
             self._engine.abort(request.request_id)
 
-    def generate(self, prompts, params=None, *, progress=False):
-        return [list(self.stream_events(prompt, params))[-1].output for prompt in prompts]
+    def generate(self, prompts, params=None, *, progress=False, meta=None):
+        return [list(self.stream_events(prompt, params, meta=meta))[-1].output for prompt in prompts]
 
     def metrics(self):
         facts = {"load_s": 0.1, "warm_up_s": 0.2, "backend": "fake", "attention_backend": "fake", "dtype": "float32"}
