@@ -74,6 +74,7 @@ class Replica:
         self._pipeline = Pipeline(self.scheduler, self.executor, self.clock, overlap=spec.overlap)
         self._work_s: dict[str, float] = {}  # of sequences that have not ended
         self._guess = float(_GUESSED_TOKENS)
+        self._num_accepted = 0
 
     @property
     def has_work(self) -> bool:
@@ -84,9 +85,11 @@ class Replica:
         """Wait for work."""
         self.clock.advance(max(now_s - self.clock.now_s(), 0.0))
 
-    def add(self, request: Request, seq_id: str, token: RowResult, length: int) -> None:
-        """Queue a request whose answer is known: `length` tokens, the last of them the end token."""
+    def add(self, request: Request, token: RowResult, length: int) -> str:
+        """Queue a request whose answer is known: `length` tokens, the last one the end token. Returns its sequence id."""
         self.idle_until(request.arrival_s)
+        self._num_accepted += 1
+        seq_id = f"{request.request_id}/0#{self._num_accepted}"  # as the engine calls it
         limit, max_tokens = self.spec.max_model_len, request.params.max_tokens
         sequence = Sequence(
             seq_id=seq_id,
@@ -98,6 +101,7 @@ class Replica:
         self.executor.answers[seq_id] = Answer(token, length)
         self._work_s[seq_id] = self.service_s(request)
         self.scheduler.add(sequence, self.clock.now_s())
+        return seq_id
 
     def advance(self) -> list[Progress]:
         """One turn of the loop."""
@@ -122,6 +126,7 @@ class Replica:
         return Snapshot(
             replica=self.index,
             time_s=now_s,
+            num_accepted=self._num_accepted,
             engine_type=spec.engine_type,
             num_slots=spec.max_num_seqs,
             num_blocks=spec.num_blocks,
