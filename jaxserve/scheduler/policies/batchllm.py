@@ -23,8 +23,10 @@ from jaxserve.step import Capacity
 class Batchllm(Policy):
     """Admit members of groups that have begun, then, one group after the other, those of groups that have not."""
 
-    # Share of the pool for prefixes of groups that have begun. A group with a longer prefix has to be the only one.
-    max_pinned_share: float = 0.3
+    # Share of the pool for prefixes of groups that have begun. A group with a longer prefix has to be the only one. A group
+    # begins when all members of those before it run, so its prefix is in use: a low share leaves slots empty
+    # (docs/reproductions.md), a high one room for answers to grow.
+    max_pinned_share: float = 0.8
     # Memory-centric batching: admit while the pool can hold what all who run will have written in the end, with answers of
     # this share of `max_tokens`. 1: nobody is ever preempted (on one replica). None: do not reckon.
     future_share: float | None = None
