@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxserve.clock import WallClock
+from jaxserve.clock import Clock, WallClock
 from jaxserve.config import EngineConfig, cache_folder
 from jaxserve.cost.here import of_device
 from jaxserve.cost.model import CostModel
@@ -36,6 +36,7 @@ from jaxserve.pallas_kernels.ragged_paged_attention import op as attention
 from jaxserve.sampling.sampler import empty_state
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.make import make_policy
+from jaxserve.scheduler.swap import swap_rule
 from jaxserve.sharding.links import links_here
 from jaxserve.sharding.mesh import make_mesh
 from jaxserve.sharding.scheme import Case, choose_scheme, refusal
@@ -54,7 +55,9 @@ class Built:
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
 
-def build(model: str | Path, config: EngineConfig, followers: Followers | None = None) -> Built:
+def build(
+    model: str | Path, config: EngineConfig, followers: Followers | None = None, clock: Clock | None = None
+) -> Built:
     """Load a model and compile its steps; in a program of several processes in all of them.
 
     Raises:
@@ -87,7 +90,7 @@ def build(model: str | Path, config: EngineConfig, followers: Followers | None =
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
     }
-    engine = _make_engine(config, plan, runner, tokenizer, cost)
+    engine = _make_engine(config, plan, runner, tokenizer, cost, clock or WallClock())
     return Built(engine, executor, tokenizer, plan.cfg, plan.max_model_len, facts)
 
 
@@ -152,7 +155,12 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
 
 
 def _make_engine(
-    config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None, cost: CostModel
+    config: EngineConfig,
+    plan: Plan,
+    executor: Executor,
+    tokenizer: Tokenizer | None,
+    cost: CostModel,
+    clock: Clock,
 ) -> Engine:
     capacity = executor.capacity()
     scheduler = Scheduler(
@@ -170,13 +178,14 @@ def _make_engine(
         capacity,
         token_budget=plan.token_budget,
         chunked=config.enable_chunked_prefill,
+        swap_rule=swap_rule(config.preemption_mode, cost),
         client_quota=config.max_num_seqs_per_client,
     )
     return Engine(
         scheduler,
         executor,
         tokenizer,
-        clock=WallClock(),
+        clock=clock,
         vocab_size=plan.cfg.vocab_size,
         max_model_len=plan.max_model_len,
         seed=config.seed,

@@ -88,8 +88,20 @@ def simulate(
     `knows_lengths`: the scheduler is told each answer's length (as `max_tokens`, without an end token).
     """
     replicas = [Replica(index, spec, _policy(policy, options, spec)) for index, spec in enumerate(specs)]
+    return run_on(replicas, workload, router=router, knows_lengths=knows_lengths, watch=watch)
+
+
+def run_on(
+    replicas: Sequence[Any],
+    workload: Workload,
+    *,
+    router: Router | None = None,
+    knows_lengths: bool = False,
+    watch: Watcher | None = None,
+) -> Run:
+    """As `simulate`, over replicas that are there already: simulated ones, or `sim.live.LiveReplica`."""
     world = _World(workload, replicas, router or LeastLoaded(), knows_lengths)
-    run = Run(workload, replicas, world.records, world.gaps, world.fairness)
+    run = Run(workload, list(replicas), world.records, world.gaps, world.fairness)
     try:
         world.run(watch or _watch_nothing)
     except KeyboardInterrupt:
@@ -105,7 +117,7 @@ def _policy(policy: str | Callable[[], Policy], options: Mapping[str, Any] | Non
 class _World:
     """All that changes. Events are arrivals; between two of them the replica that is furthest behind takes a step."""
 
-    def __init__(self, workload: Workload, replicas: list[Replica], router: Router, knows_lengths: bool):
+    def __init__(self, workload: Workload, replicas: Sequence[Replica], router: Router, knows_lengths: bool):
         self.records: list[Record] = []
         self.gaps = Gaps()
         self.fairness = Fairness(workload) if len({call.client for call in workload.calls}) > 1 else None
