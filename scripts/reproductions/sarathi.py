@@ -41,9 +41,6 @@ LADDER = (
     *(Rung(tokens, NUM_SEQS, False) for tokens in PROMPT_RUNGS),
 )
 
-SEARCHED = (FIRST, WHOLE, "chunks, 512 a step", "chunks, 1024 a step", "chunks, 2048 a step", SARATHI)
-LABELS = ("first", "whole", "256", "512", "1024", "2048", "sarathi", "splitfuse")  # of the bars
-
 
 class PrefillFirst(Scheduler):
     """What vLLM did before it had chunks: whole prompts as soon as there are any, decodes when there are none.
@@ -90,6 +87,10 @@ MODES = {
     SARATHI: Mode(budget=2048, policy="sarathi"),
     "policy splitfuse, up to 2048": Mode(budget=2048, policy="splitfuse"),
 }
+
+
+SEARCHED = (FIRST, WHOLE, "chunks, 512 a step", "chunks, 1024 a step", "chunks, 2048 a step", SARATHI)
+LABELS = ("first", "whole", "256", "512", "1024", "2048", "sarathi", "splitfuse")  # of the bars
 
 
 def run(options: Options) -> Section:
@@ -179,8 +180,8 @@ def _verdict(
     )
     return (
         f"Chunks of 512 cut the p99 time between tokens by {first / chunked:.1f} from prompts first, and by"
-        f" {whole / chunked:.1f} from whole prompts beside decodes (wanted: 5); the p99 time to the first token is {ttft:.2f}"
-        f" times that of prompts first, the makespan {end:+.1%} longer. Best capacity, {gains}."
+        f" {whole / chunked:.1f} from whole prompts beside decodes (wanted: 5); the p99 time to the first token is"
+        f" {ttft:.2f} times that of prompts first, the makespan {end:+.1%} longer. Best capacity, {gains}."
     )
 
 
