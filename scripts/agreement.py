@@ -15,6 +15,7 @@ import itertools
 import json
 import random
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,28 @@ def workload(count: int, rate: float, built: Built, seed: int) -> Workload:
     return make_workload("mixed", calls)
 
 
+class Clock(LatchedClock):
+    """Of the seconds that calibrate.py counts. If these are of CPU time, they do not pass in sleep: it is put off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._slept_s = 0.0
+        self._begin_s = calibrate.clock()
+
+    def latch(self) -> float:
+        self._now_s = calibrate.clock() - self._begin_s + self._slept_s
+        self.instants.append(self._now_s)
+        return self._now_s
+
+    def wait(self, until_s: float) -> None:
+        left_s = max(until_s - self.latch(), 0.0)
+        if calibrate.clock is time.process_time:
+            self._slept_s += left_s
+        else:
+            time.sleep(left_s)
+        self.latch()
+
+
 def spec_of(built: Built, config: EngineConfig, cost: CostModel) -> ReplicaSpec:
     """The replica that the engine is."""
     capacity = built.executor.capacity()
@@ -82,7 +105,7 @@ def policy_of(name: str, built: Built, cost: CostModel) -> Policy:
 
 def real(policy: Policy, built: Built, spec: ReplicaSpec, calls: Workload) -> dict[str, Any]:
     """Through a real engine of its own, over the executor that there is."""
-    clock, capacity = LatchedClock(), built.executor.capacity()
+    clock, capacity = Clock(), built.executor.capacity()
     store = KVStore(capacity.num_blocks, capacity.block_size, caching=spec.caching)
     engine = Engine(
         Scheduler([store], policy, capacity, token_budget=spec.token_budget),
@@ -110,8 +133,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=24, metavar="N", help="fitted to, all of them (default: 24)")
     parser.add_argument("--share", type=float, default=0.5, metavar="X", help="as calibrate.py (default here: 0.5)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="all figures as JSON")
+    parser.add_argument("--cpu-time", action="store_true", help=calibrate.CPU_TIME)
     add_engine_flags(parser)
     args = parser.parse_args(argv)
+    if args.cpu_time:
+        calibrate.count_cpu_time()
     try:
         config = EngineConfig(**engine_options(args))
         built = build(args.model, config)
