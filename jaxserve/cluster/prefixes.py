@@ -46,9 +46,8 @@ class Prefixes:
             counts = self._counts.get(key)
             if counts is None:
                 break
-            for replica in counts:
-                if depths.get(replica, 0) == index:
-                    depths[replica] = index + 1
+            for replica in counts:  # who has this chunk has all before it
+                depths[replica] = index + 1
         return {replica: min(depth * _CHUNK, most) for replica, depth in depths.items()}
 
 

@@ -149,7 +149,6 @@ def _at_least(num_tokens: int, request: Request, snapshot: Snapshot) -> Any:
 
     def cached(tokens: Sequence[int], namespace: str) -> int:
         found = snapshot.cached(tokens, namespace)
-        is_its = tokens is request.prompt_token_ids and namespace == request.namespace
-        return max(found, num_tokens) if is_its else found
+        return max(found, num_tokens) if tokens is request.prompt_token_ids else found
 
     return cached

@@ -59,6 +59,13 @@ def test_each_use_keeps_the_pin_alive():
     assert [call("p", 3000, busy=1, now_s=now_s) for now_s in (8.0, 16.0, 24.0)] == [1, 1, 1]
 
 
+def test_a_pin_in_use_keeps_no_other_alive():
+    call = Calls(ttl_s=10.0)
+    assert [call(program, 3000, busy=0) for program in ("p", "q")] == [1, 1]
+    assert call("p", 3000, busy=0, now_s=8.0) == 1
+    assert call("q", 3000, busy=1, now_s=16.0) == 0
+
+
 def test_pins_end_with_their_program_and_leave_nothing():
     call = Calls()
     call("p", 3000, busy=0)
