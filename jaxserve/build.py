@@ -23,7 +23,7 @@ from jaxserve.executor.program import DeviceState
 from jaxserve.kv.store import KVStore
 from jaxserve.memory import axes, room
 from jaxserve.memory.plan import Plan, lay_out
-from jaxserve.model_source import find_model
+from jaxserve.model_source import config_of, find_folder
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.kv import empty_pages, stored_dtype
@@ -58,9 +58,9 @@ def build(model: str | Path, config: EngineConfig, followers: Followers | None =
     Raises:
       CheckpointError, ConfigError, CapacityError: before any weight is read, wherever that can be told.
     """
-    folder = find_model(model)
-    cfg = read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    folder = find_folder(model, config.load_format)
+    cfg = config_of(model) if folder is None else read_config(folder)
+    tokenizer = None if folder is None else load_tokenizer(folder)
     plan = _plan_here(config, cfg)
     mesh = make_mesh(plan.parallel) if plan.parallel.num_devices > 1 or jax.process_count() > 1 else None
     _use_compilation_cache(config.compilation_cache)
@@ -94,14 +94,30 @@ def _plan_here(config: EngineConfig, cfg: ModelConfig) -> Plan:
     if config.expert_rebalance_steps and jax.process_count() > 1:
         # Each process would decide by the counts that have reached it so far.
         raise ConfigError("expert_rebalance_steps needs a single process", remedy="Leave it at 0")
+    if config.swap_space:
+        _check_swap_space(config)
     plan = lay_out(config, cfg, room.of_this_machine())
     if plan.problem:
         raise axes.refusal(plan, config, cfg)
     return plan
 
 
-def _load_weights(folder: Path, config: EngineConfig, plan: Plan, mesh: Mesh | None) -> Any:
-    if config.load_format == "dummy":
+def _check_swap_space(config: EngineConfig) -> None:
+    if jax.process_count() > 1:
+        raise ConfigError(
+            "swap_space needs a single process: blocks of others cannot be read here", remedy="Leave it at 0"
+        )
+    wanted, free = int(config.swap_space * (1 << 30)) * config.data_parallel_size, room.free_host_bytes()
+    if wanted > free:
+        raise ConfigError(
+            f"swap_space={config.swap_space:g} GiB for each of {config.data_parallel_size} replicas is "
+            f"{room.size_text(wanted)}, but {room.size_text(free)} of host memory are free",
+            remedy="Lower swap_space",
+        )
+
+
+def _load_weights(folder: Path | None, config: EngineConfig, plan: Plan, mesh: Mesh | None) -> Any:
+    if config.load_format == "dummy" or folder is None:
         return weights.random(plan.specs, plan.dtype, config.seed, mesh)
     return weights.load(folder, plan.specs, plan.dtype, mesh)
 
@@ -128,6 +144,7 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
         attention_backend=config.attention_backend,
         mesh=mesh,
         experts=ExpertBook(cfg.experts, plan.parallel.expert, config.expert_rebalance_steps) if cfg.experts else None,
+        num_host_blocks=plan.num_host_blocks,
     )
 
 
@@ -172,6 +189,7 @@ def _facts(config: EngineConfig, plan: Plan) -> dict[str, Any]:
         "sampler_bytes": plan.needs.sampler,
         "activation_bytes": plan.needs.activations,
         "kv_pool_bytes": plan.pool_bytes,
+        "num_host_blocks": plan.num_host_blocks,
     }
 
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: the bundled one, a folder, or the Hugging Face hub."""
+"""Where a model comes from: the bundled one, a folder, or the Hugging Face hub; or, without weights, a published shape."""
 
 import importlib.util
 import re
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxserve.errors import CheckpointError
+from jaxserve.models.config import ModelConfig, from_hf
+from jaxserve.models.published import MODELS
+from jaxserve.models.registry import read_config
 
 BUNDLED = {"tiny": "a small trained Llama that answers at once on any machine"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -19,7 +22,35 @@ def find_model(model: str | Path) -> Path:
     Raises:
       CheckpointError: there is no such model, or it cannot be fetched.
     """
+    if is_published(model):
+        raise CheckpointError(
+            f"of {str(model)!r} only the shape is known here, not the weights",
+            remedy='Give a folder or a hub id, or choose load_format="dummy" for random weights',
+        )
     return _find(str(model), _PATTERNS)
+
+
+def is_published(model: str | Path) -> bool:
+    """Whether this names a shape of `models.published`. A folder of that name goes first."""
+    return str(model) in MODELS and not Path(str(model)).is_dir()
+
+
+def find_folder(model: str | Path, load_format: str) -> Path | None:
+    """Like `find_model`; None for a published shape whose weights are to be random.
+
+    Raises:
+      CheckpointError: there is no such model, it cannot be fetched, or it has no weights and needs them.
+    """
+    return None if load_format == "dummy" and is_published(model) else find_model(model)
+
+
+def config_of(model: str | Path) -> ModelConfig:
+    """The config of a model: bundled, in a folder, on the hub, or published; or in the config.json of that path.
+
+    Raises:
+      CheckpointError: there is no such model, it cannot be fetched, or is not implemented.
+    """
+    return from_hf(MODELS[str(model)]) if is_published(model) else read_config(find_config(model))
 
 
 def _find(name: str, patterns: Sequence[str]) -> Path:
@@ -78,4 +109,7 @@ def _download(hub_id: str, patterns: Sequence[str]) -> Path:
 
 
 def _choices() -> str:
-    return f"Bundled: {', '.join(BUNDLED)}; or a folder in Hugging Face format; or a hub id such as Qwen/Qwen3-0.6B"
+    return (
+        f"Bundled: {', '.join(BUNDLED)}; or a folder in Hugging Face format; or a hub id such as Qwen/Qwen3-0.6B; "
+        f"shapes without weights: {', '.join(MODELS)}"
+    )

@@ -19,6 +19,7 @@ T = TypeVar("T")  # what the tree holds: an array, a shape, a sharding
 
 
 POOL_AXES = ("replica", "pool_heads", None, None)  # logical axes of the pool
+BLOCKS_AXES = ("replica", None, "pool_heads", None, None)  # ... and of blocks that were taken out of it
 
 
 @struct.dataclass
@@ -72,4 +73,16 @@ def copy_blocks(kv: KVPages[jax.Array], source_c: Int[Array, " c"], target_c: In
     """Copy whole blocks, all layers. Pairs whose target lies past the pool are dropped (padding)."""
     blocks = kv.pages_pkbd.reshape(kv.num_blocks, kv.num_layers, *kv.pages_pkbd.shape[1:])
     blocks = blocks.at[target_c].set(blocks[source_c], mode="drop")
+    return dataclasses.replace(kv, pages_pkbd=blocks.reshape(kv.pages_pkbd.shape))
+
+
+def take_blocks(kv: KVPages[jax.Array], source_c: Int[Array, " c"]) -> jax.Array:
+    """Whole blocks, all layers, as an array `[block, layer, kv head, slot, key and value]` of their own."""
+    return kv.pages_pkbd.reshape(kv.num_blocks, kv.num_layers, *kv.pages_pkbd.shape[1:])[source_c]
+
+
+def put_blocks(kv: KVPages[jax.Array], blocks_clhbd: jax.Array, target_c: Int[Array, " c"]) -> KVPages[jax.Array]:
+    """Write what `take_blocks` took. Blocks whose target lies past the pool are dropped (padding)."""
+    blocks = kv.pages_pkbd.reshape(kv.num_blocks, kv.num_layers, *kv.pages_pkbd.shape[1:])
+    blocks = blocks.at[target_c].set(blocks_clhbd, mode="drop")
     return dataclasses.replace(kv, pages_pkbd=blocks.reshape(kv.pages_pkbd.shape))

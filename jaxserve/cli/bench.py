@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.options import add_engine_flags, engine_options, join_processes
 from jaxserve.errors import ConfigError
-from jaxserve.model_source import find_model
-from jaxserve.models.registry import read_config
+from jaxserve.model_source import config_of, find_folder
 from jaxserve.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--prefix-len must lie between 0 and --input-len ({args.input_len}), not {args.prefix_len}")
     options = engine_options(args)
     join_processes(args)
-    folder = find_model(args.model)
-    vocab_size = read_config(folder).vocab_size
+    find_folder(args.model, options.get("load_format", "auto"))  # a mistake in the name is told before jax is loaded
+    vocab_size = config_of(args.model).vocab_size
     from jaxserve.llm import LLM
 
     llm = LLM(args.model, **options)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.options import add_engine_flags, add_sampling_flags, engine_options, join_processes, sampling_params
 from jaxserve.errors import JaxserveError
-from jaxserve.model_source import find_model
+from jaxserve.model_source import find_folder
 from jaxserve.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, DEFAULTS)
     options: dict[str, Any] = {"max_num_seqs": 1} | engine_options(args)
     join_processes(args)
-    find_model(args.model)  # a mistake in the name is told before jax is loaded
+    find_folder(args.model, options.get("load_format", "auto"))  # a mistake in the name is told before jax is loaded
     with contextlib.suppress(ImportError):  # Python may be built without it; then lines have no history
         importlib.import_module("readline")  # input() uses it once it is loaded
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from jaxserve.cli.options import add_engine_flags, add_sampling_flags, engine_options, join_processes, sampling_params
 from jaxserve.config import EngineConfig
 from jaxserve.errors import RequestError
-from jaxserve.model_source import find_model
+from jaxserve.model_source import find_folder
 from jaxserve.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, DEFAULTS)
     given_options = engine_options(args)
     join_processes(args)
-    find_model(args.model)  # a mistake in the name is told before jax is loaded
+    find_folder(
+        args.model, given_options.get("load_format", "auto")
+    )  # a mistake in the name is told before jax is loaded
     texts = read_prompts(args)
     options = just_large_enough(texts, params.n, args) | given_options
     start = time.perf_counter()

@@ -19,8 +19,9 @@ from jaxserve.config import EngineConfig
 from jaxserve.errors import CheckpointError
 from jaxserve.memory import room
 from jaxserve.memory.room import size_text
-from jaxserve.model_source import BUNDLED, find_model
+from jaxserve.model_source import BUNDLED, config_of, find_folder
 from jaxserve.models.config import ARCHITECTURES, ModelConfig
+from jaxserve.models.published import MODELS
 from jaxserve.models.registry import read_config, read_json
 
 USAGE = "jaxserve models [MODEL] [options]"
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         facts = listing()
         print(json.dumps(facts) if args.json else "\n".join(listing_lines(facts)))
         return 0
-    facts = describe(find_model(args.model), args.max_model_len, args.max_num_seqs)
+    facts = describe(args.model, args.max_model_len, args.max_num_seqs)
     if args.json:
         print(json.dumps(facts))
     else:
@@ -55,6 +56,7 @@ def listing() -> dict[str, list[str]]:
     """What `LLM(...)` would accept here, by where it is found."""
     return {
         "bundled": sorted(BUNDLED),
+        "published shapes (to plan, to simulate, or for random weights)": sorted(MODELS),
         "hub cache": sorted(cached_hub_ids()),
         "folders here": sorted(str(path.parent) for path in Path().glob("*/config.json") if is_checkpoint(path.parent)),
         "architectures": list(ARCHITECTURES),
@@ -93,17 +95,20 @@ def is_checkpoint(folder: Path) -> bool:
         return False
 
 
-def describe(folder: Path, max_model_len: int | None, max_num_seqs: int) -> dict[str, Any]:
-    """The facts of a checkpoint, read from its config and the headers of its weights; no tensor is loaded."""
+def describe(model: str, max_model_len: int | None, max_num_seqs: int) -> dict[str, Any]:
+    """The facts of a published shape, or of a checkpoint, read from its config and the headers of its weights; no tensor is
+    loaded."""
     config = EngineConfig(max_model_len=max_model_len, max_num_seqs=max_num_seqs)
-    cfg = read_config(folder)
-    tensors = [entry for path in sorted(folder.glob("*.safetensors")) for entry in tensor_headers(path)]
+    folder = find_folder(model, "dummy")
+    cfg = config_of(model) if folder is None else read_config(folder)
+    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
+    tensors = [entry for path in files for entry in tensor_headers(path)]
     from jaxserve.memory.plan import lay_out  # not at the top: it imports jax
 
     plan = lay_out(config, cfg, room.of_size(_BOUNDLESS, num_devices=1))
     pool = f"{max_num_seqs} x {plan.max_model_len:,} tokens"
     facts: dict[str, Any] = {
-        "folder": str(folder),
+        "folder": str(folder or "none: a published shape"),
         "architecture": cfg.architecture,
         "shape": shape_sentence(cfg),
         "vocabulary": f"{cfg.vocab_size:,} tokens",
@@ -111,7 +116,7 @@ def describe(folder: Path, max_model_len: int | None, max_num_seqs: int) -> dict
         "KV cache": f"{size_text(plan.block_bytes / plan.block_size)} per token",
         "memory": f"{size_text(plan.needs.total + plan.pool_bytes)} for weights, a step, and {pool}, all on one device",
     }
-    if not tensors:
+    if folder is None or not tensors:
         return facts | {"weights": 'no *.safetensors here; only load_format="dummy" can run it'}
     dtypes = sorted({DTYPE_NAMES.get(dtype, dtype) for dtype, _ in tensors})
     return facts | {

@@ -5,6 +5,7 @@ and 1 if it does not.
 
 examples:
   jaxserve plan tiny                                              on this machine
+  jaxserve plan llama-3.1-8b --chip v5e --devices 8               a published shape; `jaxserve models` lists them
   jaxserve plan ./Llama-3.1-8B --chip v5e --devices 8
   jaxserve plan meta-llama/Llama-3.3-70B --chip h100 --devices 8 --tensor-parallel-size 8 --max-num-seqs 256
   jaxserve plan ./some/config.json --memory 24GiB --kv-cache-dtype fp8 --json
@@ -21,8 +22,7 @@ from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError
 from jaxserve.memory import room
 from jaxserve.memory.room import Room, size_text
-from jaxserve.model_source import find_config
-from jaxserve.models.registry import read_config
+from jaxserve.model_source import config_of
 from jaxserve.pallas_kernels.chips import CHIPS
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _MOST_SHOWN = 8  # other sizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="bundled name, folder, hub id, or a config.json")
+    parser.add_argument("model", metavar="MODEL", help="bundled or published name, folder, hub id, or a config.json")
     parser.add_argument("--chip", choices=tuple(CHIPS), help="plan for this chip (default: this machine)")
     parser.add_argument(
         "--memory",
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = EngineConfig(**given(args, EngineConfig))
     where = _room(args, config)
-    cfg = read_config(find_config(args.model))
+    cfg = config_of(args.model)
     # Not at the top: these import jax.
     from jaxserve.memory.axes import closest, fitting, with_more_devices
     from jaxserve.memory.plan import lay_out

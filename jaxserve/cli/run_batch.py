@@ -25,7 +25,7 @@ from jaxserve.cli.batch_file import Key, append, open_results
 from jaxserve.cli.batch_schema import LineError
 from jaxserve.cli.options import add_engine_flags, engine_options, join_processes
 from jaxserve.errors import ConfigError
-from jaxserve.model_source import find_model
+from jaxserve.model_source import find_folder
 
 if TYPE_CHECKING:
     from jaxserve.llm import LLM
@@ -46,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options = engine_options(args)
     join_processes(args)
-    folder = find_model(args.model)
-    served = [args.model, *args.served_model_name, *{folder.name, folder.resolve().name}]
+    folder = find_folder(args.model, options.get("load_format", "auto"))
+    names = {folder.name, folder.resolve().name} if folder else ()
+    served = [args.model, *args.served_model_name, *names]
     if args.output.exists() and args.input.samefile(args.output):
         raise ConfigError("-i and -o name the same file", remedy="Give another -o")
     keys = [key for _, key, _ in read_lines(args.input)]  # before the output is touched, and before jax is loaded

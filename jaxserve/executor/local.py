@@ -19,6 +19,7 @@ from jaxserve.executor.failure import explain
 from jaxserve.executor.inputs import empty_inputs, make_inputs, places
 from jaxserve.executor.ladder import Rung, fit
 from jaxserve.executor.program import DeviceState, StepOutputs, jit_copy, jit_repack, jit_start, jit_step, shardings
+from jaxserve.executor.swap import HostPool
 from jaxserve.models.batch import TokenBatch
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.moe import Placement
@@ -56,8 +57,10 @@ class LocalExecutor:
         attention_backend: str | None,
         mesh: Mesh | None = None,
         experts: ExpertBook | None = None,
+        num_host_blocks: int = 0,
     ):
-        """`params` lie on the mesh; `empty_state` makes arrays for all of its replicas; `experts` if the model has any."""
+        """`params` lie on the mesh; `empty_state` makes arrays for all of its replicas; `experts` if the model has any;
+        `num_host_blocks` of each replica can be swapped out."""
         self._params, self._ladder = params, ladder
         self._num_replicas = 1 if mesh is None else mesh.shape["data"]
         shapes = jax.eval_shape(empty_state)
@@ -76,6 +79,8 @@ class LocalExecutor:
         self._experts, self._mesh = experts, mesh
         self._jitted_copy = jit_copy(shapes, mesh)
         self._jitted_start = jit_start(shapes, mesh)
+        self._num_host_blocks = num_host_blocks
+        self._host = HostPool(shapes, mesh, self._num_replicas, num_host_blocks) if num_host_blocks else None
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self.num_late_compiles = 0  # compilations while dispatching: a bug if not 0
         self.steps_by_scheme: Counter[str] = Counter()  # of prompts whose attention was shared by a scheme of its own
@@ -89,6 +94,7 @@ class LocalExecutor:
             token_rungs=tuple(sorted({rung.tokens for rung in self._ladder if not rung.decode_only})),
             max_model_len=self._max_model_len,
             num_replicas=self._num_replicas,
+            num_host_blocks=self._num_host_blocks,
         )
 
     def warm_up(self, *, progress: bool) -> None:
@@ -100,6 +106,8 @@ class LocalExecutor:
             self._state.sampler, *_history_chunk(0, True, 0.0, (), (), (), 0)
         )
 
+        if self._host is not None:
+            jobs |= self._host.jobs(self._state.kv)
         if self._experts is not None and self._experts.placement is not None:
             moe = self._params.layers[self._experts.layers[0]].mlp
             source_s = np.arange(self._experts.plan.expert_ls.shape[1], dtype=np.int32)
@@ -112,6 +120,8 @@ class LocalExecutor:
             done = pool.map(compile_one, sorted(jobs, key=_cost_of, reverse=True))
             bar = tqdm(done, total=len(jobs), desc="warming up", unit="shape", disable=not progress, leave=False)
             self._compiled = dict(bar)
+        if self._host is not None:
+            self._host.use(self._compiled)
 
     def dispatch(self, plan: StepPlan) -> Pending:
         """Copies, slot starts, then the step itself; returns before the device is done.
@@ -126,6 +136,7 @@ class LocalExecutor:
             if self._state.kv.pages_pkbd.is_deleted():  # by a step that failed
                 self._state = self._empty_state()
             compiles = count_compiles()
+            self._swap_blocks(plan)
             self._copy_blocks(plan.copies)
             for start in plan.starts:
                 self._start_slot(start)
@@ -141,7 +152,10 @@ class LocalExecutor:
         with self._losing_state_on_failure(pending.plan):
             if self._experts is not None:
                 self._experts.note(np.asarray(pending.outputs.experts_1lx))
-            return self._fetch_result(pending)
+            result = self._fetch_result(pending)
+            if self._host is not None:
+                self._host.settle(pending.plan.index)
+            return result
 
     def metrics(self) -> dict[str, Any]:
         """What the steps so far have shown of compilation, schemes and experts."""
@@ -158,6 +172,8 @@ class LocalExecutor:
         except Exception as error:  # the device, its driver or XLA may raise anything
             for array in jax.tree.leaves(self._state):
                 array.delete()
+            if self._host is not None:
+                self._host.forget()
             raise explain(error, plan) from error
 
     def _fetch_result(self, pending: Pending) -> StepResult:
@@ -206,6 +222,16 @@ class LocalExecutor:
             moe = self._compiled["repack"](layers[index].mlp, source_s)
             layers[index] = dataclasses.replace(layers[index], mlp=moe)
         self._params = dataclasses.replace(self._params, layers=tuple(layers))
+
+    def _swap_blocks(self, plan: StepPlan) -> None:
+        if self._host is None:
+            return
+        if plan.swap_outs:
+            self._host.take_out(self._state.kv, plan.swap_outs, plan.index)
+        if plan.swap_ins:
+            self._state = self._state._replace(kv=self._host.bring_in(self._state.kv, plan.swap_ins))
+        if plan.prefetches:
+            self._host.prefetch(plan.prefetches)
 
     def _copy_blocks(self, copies: tuple[BlockCopy, ...]) -> None:
         """Each call copies up to `_COPIES` blocks of every replica; unused pairs point past the pool."""

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxserve.executor.inputs import StepInputs
 from jaxserve.models.batch import last_tokens
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.kv import POOL_AXES, KVPages, copy_blocks
+from jaxserve.models.kv import BLOCKS_AXES, POOL_AXES, KVPages, copy_blocks, put_blocks, take_blocks
 from jaxserve.models.moe import Moe, Placement, repacked
 from jaxserve.models.registry import ModelFamily
 from jaxserve.sampling import sampler
@@ -88,6 +88,17 @@ def jit_copy(state: DeviceState, mesh: Mesh | None) -> Any:
     """`models.kv.copy_blocks`, jitted; each replica has its own pairs of blocks."""
     kv = specs(state).kv
     return jax.jit(_over(mesh, copy_blocks, (kv, _REPLICA, _REPLICA), kv), donate_argnums=0)
+
+
+def jit_take(state: DeviceState, mesh: Mesh | None) -> Any:
+    """`models.kv.take_blocks`, jitted; each replica has its own list of blocks."""
+    return jax.jit(_over(mesh, take_blocks, (specs(state).kv, _REPLICA), partition(BLOCKS_AXES)))
+
+
+def jit_put(state: DeviceState, mesh: Mesh | None) -> Any:
+    """`models.kv.put_blocks`, jitted."""
+    kv = specs(state).kv
+    return jax.jit(_over(mesh, put_blocks, (kv, partition(BLOCKS_AXES), _REPLICA), kv), donate_argnums=0)
 
 
 def jit_start(state: DeviceState, mesh: Mesh | None) -> Any:

@@ -16,6 +16,8 @@ from jaxserve.models.kv import block_bytes
 from jaxserve.models.registry import ModelFamily, family_of
 from jaxserve.sharding.mesh import AXES, Parallel, check_count
 
+SWAPPING_BLOCKS = 64  # room on the devices for blocks on their way to and from host memory
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -37,6 +39,7 @@ class Plan:
     block_size: int
     block_bytes: int
     num_blocks: int
+    num_host_blocks: int = 0  # in host memory, of each replica
     problem: str = ""  # why it cannot be; empty: it fits
     remedy: str = ""
 
@@ -105,6 +108,9 @@ def lay_out(config: EngineConfig, cfg: ModelConfig, room: Room, parallel: Parall
         num_slots=config.max_num_seqs,
         device_kind=room.kind,
     )
+    shards = parallel.num_shards("pool_heads")
+    bytes_of_block = block_bytes(cfg, config.block_size, kv_dtype, room.platform)
+    swaps = config.swap_space > 0 and config.preemption_mode != "recompute"
     plan = Plan(
         parallel=parallel,
         room=room,
@@ -118,10 +124,12 @@ def lay_out(config: EngineConfig, cfg: ModelConfig, room: Room, parallel: Parall
         token_budget=token_budget,
         step_tokens=step_tokens,
         needs=needs,
-        usable_bytes=room.usable(config.memory_utilization, parallel.num_devices),
+        usable_bytes=room.usable(config.memory_utilization, parallel.num_devices)
+        - (SWAPPING_BLOCKS * bytes_of_block // shards if swaps else 0),
         block_size=config.block_size,
-        block_bytes=block_bytes(cfg, config.block_size, kv_dtype, room.platform) // parallel.num_shards("pool_heads"),
+        block_bytes=bytes_of_block // shards,
         num_blocks=0,
+        num_host_blocks=int(config.swap_space * (1 << 30)) // bytes_of_block if swaps else 0,
     )
     return _with_pool(plan, config)
 

@@ -349,8 +349,9 @@ class Scheduler:
         draft.copies.extend(arrival.copies)
         account = self._accounts[sequence.seq_id]
         account.num_running += 1
-        account.cached_tokens += sequence.num_computed
-        self.counters.cached_tokens += sequence.num_computed
+        num_cached = 0 if sequence.num_parked else sequence.num_computed
+        account.cached_tokens += num_cached
+        self.counters.cached_tokens += num_cached
         if sequence.request.params.has_edits:
             draft.starts.append(_slot_start(sequence))
         self._policy.on_admit(sequence.view, sequence.num_computed, now_s)

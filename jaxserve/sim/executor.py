@@ -33,9 +33,9 @@ class Pending(NamedTuple):
 class SimExecutor:
     """One host thread, one device that runs steps in order, and a link each way between the device and host memory.
 
-    `dispatch` takes the host's time for a step and lets the device begin when it is free; `collect` waits for the end of a
-    step. So host time is hidden behind the device exactly where the engine's loop hides it. A step waits for the blocks
-    that come back from host memory; those that leave are read at its start and travel while it runs.
+    `dispatch` takes the host's time for a step and lets the device begin when it is free; `collect` waits for the end
+    of a step. So host time is hidden behind the device exactly where the engine's loop hides it. A step waits for the
+    blocks that come back from host memory; those that leave are read at its start and travel while it runs.
     """
 
     def __init__(

@@ -6,7 +6,6 @@ Millions of tokens pass here, so columns are arrays and a token costs a few hund
 import hashlib
 from array import array
 from collections.abc import Sequence
-from typing import Any
 
 from jaxserve.request import Finish
 from jaxserve.scheduler.core import Progress
@@ -76,7 +75,7 @@ class Steps:
     def sign(self, plan: StepPlan) -> None:
         """Make a plan part of the digest: who runs, from where, how many tokens, in which newest block; what is
         copied."""
-        rows: list[Any] = [(row.seq_id, row.start, row.num_tokens, row.blocks[-1:]) for row in plan.rows]
+        rows = [(row.seat.seq_id, row.start, len(row.token_ids) + row.feeds_last, row.blocks[-1:]) for row in plan.rows]
         moves = plan.swap_outs, plan.swap_ins, plan.prefetches, plan.copies
         self.digest.update(repr((plan.index, rows, moves)).encode())
 

@@ -74,6 +74,7 @@ class Replica:
         self._pipeline = Pipeline(self.scheduler, self.executor, self.clock, overlap=spec.overlap)
         self._work_s: dict[str, float] = {}  # of sequences that have not ended
         self._guess = float(_GUESSED_TOKENS)
+        self._num_accepted = 0
 
     @property
     def has_work(self) -> bool:
@@ -97,6 +98,7 @@ class Replica:
         )
         self.executor.answers[seq_id] = Answer(token, length)
         self._work_s[seq_id] = self.service_s(request)
+        self._num_accepted += 1
         self.scheduler.add(sequence, self.clock.now_s())
 
     def advance(self) -> list[Progress]:
@@ -109,7 +111,8 @@ class Replica:
         self._guess += _RECENT * (len(sequence.tokens) - sequence.num_prompt - self._guess)
 
     def service_s(self, request: Request) -> float:
-        """Seconds to serve a request alone, for an answer as long as the latest ones were. Its true length is not asked."""
+        """Seconds to serve a request alone, for an answer as long as the latest ones were. Its true length is not
+        asked."""
         return self.spec.cost.service_s(len(request.prompt_token_ids), round(self._guess))
 
     def snapshot(self, now_s: float) -> Snapshot:
@@ -121,6 +124,7 @@ class Replica:
         return Snapshot(
             replica=self.index,
             time_s=now_s,
+            num_accepted=self._num_accepted,
             engine_type=spec.engine_type,
             num_slots=spec.max_num_seqs,
             num_blocks=spec.num_blocks,

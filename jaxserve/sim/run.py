@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.errors import InvariantError
@@ -20,7 +21,23 @@ from jaxserve.sim.record import Gaps, Record
 from jaxserve.sim.replica import Replica, ReplicaSpec
 from jaxserve.step import RowResult
 
-Router = Callable[[Request, Sequence[Snapshot], float], int]
+
+class Router(Protocol):
+    """Which replica takes a request: `cluster.router.Router`, or whatever is like it."""
+
+    def route(self, request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
+        """The place of the replica, which gets the request at once."""
+        ...
+
+    def finish(self, request_id: str, num_output: int) -> None:
+        """A request has ended after so many tokens of its answer."""
+        ...
+
+    def end_program(self, program: str) -> None:
+        """No more requests of a program will come."""
+        ...
+
+
 Watcher = Callable[[int, float], None]  # (calls that ended just now, seconds simulated)
 _POLL_S = 1e-3  # an engine with work that it may not begin looks again after so long
 _MOST_POLLS = 1_000_000
@@ -39,10 +56,19 @@ class Run:
     is_partial: bool = False  # interrupted
 
 
-def least_loaded(request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
+class LeastLoaded:
     """The fewest sequences, then the most free blocks, then the first."""
-    del request, now_s
-    return min(snapshots, key=lambda s: (s.num_running + s.num_waiting, -s.num_free, s.replica)).replica
+
+    def route(self, request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
+        """The place of the replica."""
+        del request, now_s
+        return min(snapshots, key=lambda s: (s.num_running + s.num_waiting, -s.num_free, s.replica)).replica
+
+    def finish(self, request_id: str, num_output: int) -> None:
+        """Nothing to forget."""
+
+    def end_program(self, program: str) -> None:
+        """Nothing to forget."""
 
 
 def simulate(
@@ -51,17 +77,18 @@ def simulate(
     policy: str | Callable[[], Policy] = "fcfs",
     options: Mapping[str, Any] | None = None,
     *,
-    router: Router = least_loaded,
+    router: Router | None = None,
     knows_lengths: bool = False,
     watch: Watcher | None = None,
 ) -> Run:
     """Run a workload over one replica for each spec. Ctrl-C ends it early, with what came of it so far.
 
-    `policy`: a name (with `options`), or a function that makes one, called once for each replica.
+    `policy`: a name (with `options`), or a function that makes one, called once for each replica. `router`: with several
+    replicas, by default the least loaded one takes a call.
     `knows_lengths`: the scheduler is told each answer's length (as `max_tokens`, without an end token).
     """
     replicas = [Replica(index, spec, _policy(policy, options, spec)) for index, spec in enumerate(specs)]
-    world = _World(workload, replicas, router, knows_lengths)
+    world = _World(workload, replicas, router or LeastLoaded(), knows_lengths)
     run = Run(workload, replicas, world.records, world.gaps, world.fairness)
     try:
         world.run(watch or _watch_nothing)
@@ -91,6 +118,7 @@ class _World:
         self._children: dict[str, list[Call]] = {}
         self._left: dict[str, int] = {}  # parents that have not ended
         self._readers: dict[str, int] = {}  # calls that are still to be made of a call's tokens
+        self._open = Counter(call.program for call in workload.calls if call.program)  # calls that have not ended
         self._texts: dict[str, tuple[tuple[int, ...], int]] = {}  # of those: all tokens, and how many are the prompt
         for number, call in enumerate(workload.calls):
             parents = set(call.parents)
@@ -155,11 +183,12 @@ class _World:
         )
         index = 0
         if len(self._replicas) > 1:
-            index = self._router(request, [replica.snapshot(now_s) for replica in self._replicas], now_s)
+            index = self._router.route(request, [replica.snapshot(now_s) for replica in self._replicas], now_s)
         replica = self._replicas[index]
         record.replica = index
         if len(prompt) >= replica.spec.max_model_len:
             record.refused = f"a prompt of {len(prompt)} tokens, and max_model_len is {replica.spec.max_model_len}"
+            self._router.finish(call.call_id, 0)
             return
         if self.fairness is not None:
             self.fairness.arrive(call.client)
@@ -183,6 +212,15 @@ class _World:
                 del self._texts[other]
         return parts[0] if len(parts) == 1 else tuple(token for part in parts for token in part)
 
+    def _close(self, call: Call, now_s: float) -> None:
+        """One call of a program less; after the last everybody may forget the program."""
+        if call.program:
+            self._open[call.program] -= 1
+            if not self._open[call.program]:
+                self._router.end_program(call.program)
+                for replica in self._replicas:
+                    replica.scheduler.end_program(call.program, now_s)
+
     def _end(self, replica: Replica, item: Progress, now_s: float) -> None:
         sequence = item.sequence
         replica.forget(sequence)
@@ -190,6 +228,9 @@ class _World:
         record.finish, record.finish_s = item.finish, now_s
         record.num_cached, record.num_preemptions = sequence.num_cached, sequence.view.num_preemptions
         call = record.call
+        if len(self._replicas) > 1:
+            self._router.finish(call.call_id, record.num_output)
+        self._close(call, now_s)
         if self._readers.get(call.call_id):
             self._texts[call.call_id] = tuple(sequence.tokens), sequence.num_prompt
         for child in self._children.pop(call.call_id, ()):

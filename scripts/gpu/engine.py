@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxserve.errors import ConfigError
+from jaxserve.models.published import MODELS
 from scripts.gpu.children import Result
-from scripts.published import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS, THROUGHPUT = "tokens", "throughput"

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
+from jaxserve.models.published import MODELS
 from jaxserve.sharding.mesh import Parallel
-from scripts.published import MODELS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,7 @@ class Case:
 
     slice: str  # Google's name
     topology: str  # chips along the axes of the torus, see `ahead_of_time.slice_devices`
-    model: str  # of `published.MODELS`
+    model: str  # of `models.published`
     parallel: Parallel
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.published import MODELS
+from jaxserve.models.published import MODELS
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from jaxserve.executor.program import DeviceState, run_step
 from jaxserve.memory.needs import needs_of
 from jaxserve.models.config import from_hf
 from jaxserve.models.kv import block_bytes, empty_pages
+from jaxserve.models.published import MODELS
 from jaxserve.models.registry import family_of
 from jaxserve.models.spec import is_spec
 from jaxserve.pallas_kernels.ahead_of_time import compile_for, has_compiler, has_gpu_compiler
 from jaxserve.pallas_kernels.chips import CHIPS
 from jaxserve.sampling.sampler import empty_state
 from jaxserve.sharding.mesh import ONE_DEVICE
-from scripts.published import MODELS
 
 ON_TPU = [pytest.mark.slow, pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")]
 ON_GPU = [

@@ -23,13 +23,13 @@ from jaxserve.memory.room import of_chip
 from jaxserve.models import llama
 from jaxserve.models.config import from_hf
 from jaxserve.models.kv import block_bytes
+from jaxserve.models.published import MODELS
 from jaxserve.models.registry import family_of
 from jaxserve.pallas_kernels.ahead_of_time import compile_on, has_compiler, slice_devices
 from jaxserve.request import MAX_LOGPROBS
 from jaxserve.sharding.collectives import gather
 from jaxserve.sharding.hlo import Collective, collectives, totals
 from jaxserve.sharding.mesh import Parallel, make_mesh
-from scripts.published import MODELS
 
 F32 = jnp.dtype("float32")
 TINY = {

@@ -10,8 +10,8 @@ from jaxserve.memory import room
 from jaxserve.memory.axes import closest, fitting, options_of, reason, refusal, with_more_devices
 from jaxserve.memory.plan import Plan, lay_out
 from jaxserve.models.config import from_hf
+from jaxserve.models.published import MODELS
 from jaxserve.sharding.mesh import Parallel
-from scripts.published import MODELS
 
 LLAMA_8B, LLAMA_70B = MODELS["llama-3.1-8b"], MODELS["llama-3.3-70b"]
 

@@ -9,7 +9,7 @@ from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.memory import room
 from jaxserve.memory.plan import Plan, lay_out
 from jaxserve.models.config import from_hf
-from scripts.published import MODELS
+from jaxserve.models.published import MODELS
 
 LLAMA_8B, LLAMA_70B = MODELS["llama-3.1-8b"], MODELS["llama-3.3-70b"]
 
