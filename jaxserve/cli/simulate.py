@@ -39,7 +39,7 @@ from jaxserve.sim.plot import check_matplotlib, plot
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import Slo, report
 from jaxserve.sim.run import Run, simulate
-from jaxserve.sim.sweep import Capacity, highest_rate
+from jaxserve.sim.sweep import Capacity, Trial, highest_rate
 from jaxserve.sim.table import table
 from jaxserve.sim.trace import read_trace, save_trace
 from jaxserve.sim.workload import WORKLOADS, generate
@@ -65,6 +65,7 @@ OPTIONS = (
     "expert_parallel_size",
 )
 EXIT_INTERRUPTED = 130
+BURST = 0.05  # of the time that a run takes: what arrives within it comes at once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -335,17 +336,19 @@ def _sweep(args: argparse.Namespace, workload: Workload, cases: list[Case], slo:
     try:
         for case in cases:
 
-            def share_at(rate: float, case: Case = case) -> float:
-                done = _simulate(args, case, workload.at_rate(rate), f"{case.name} at {rate:.3g}/s")
+            def run_at(rate: float, case: Case = case) -> Trial:
+                faster = workload.at_rate(rate)
+                done = _simulate(args, case, faster, f"{case.name} at {rate:.3g}/s")
                 if done.is_partial:
                     raise KeyboardInterrupt
                 facts = {"case": case.name, "policy": case.policy, "router": case.router, "rate": rate} | report(
                     done, slo
                 )
                 reports.append(facts)
-                return facts["slo"]["share"]
+                is_burst = max(call.arrival_s for call in faster.calls) < BURST * done.end_s
+                return Trial(rate, facts["slo"]["share"], is_burst)
 
-            found[case.name] = highest_rate(share_at, args.slo_share, args.rate[0] if args.rate else 1.0)
+            found[case.name] = highest_rate(run_at, args.slo_share, args.rate[0] if args.rate else 1.0)
     except KeyboardInterrupt:
         print("jaxserve: interrupted; this is what there was so far", file=sys.stderr)
     if args.plot and reports:
