@@ -7,7 +7,7 @@ import os
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxserve.errors import ConfigError
 
@@ -180,10 +180,10 @@ def _check_type(what: str, option: str, value: Any, hint: Any) -> None:
     allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in allowed:
         allowed = (*allowed, int)
-    plain = tuple(each for each in allowed if isinstance(each, type))
+    plain = tuple(kind for kind in (get_origin(each) or each for each in allowed) if isinstance(kind, type))
     is_good = isinstance(value, plain) and (bool in plain or not isinstance(value, bool)) and value == value
     if plain and not is_good:
-        names = " or ".join("None" if each is type(None) else each.__name__ for each in allowed)
+        names = " or ".join("None" if each is type(None) else each.__name__ for each in plain)
         raise ConfigError(f"option {option}={value!r:.60} of the {what} must be a {names}")
 
 

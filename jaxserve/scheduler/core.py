@@ -11,6 +11,7 @@ for each (`replica.py`), and `placement.py` says who takes the next sequence.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
@@ -119,7 +120,8 @@ class Scheduler:
         self._accounts[sequence.seq_id] = account
         self._sequences[sequence.seq_id] = sequence
         self._waiting.append(sequence.view)
-        sequence.view.watch_cache(lambda: max(replica.cached(sequence) for replica in self._replicas))
+        lookups = [functools.partial(replica.cached, sequence) for replica in self._replicas]
+        sequence.view.watch_cache(lookups[0] if len(lookups) == 1 else lambda: max([look() for look in lookups]))
         self._policy.on_arrival(sequence.view, now_s)
 
     def finish(self, sequence: Sequence, now_s: float) -> None:
@@ -330,7 +332,7 @@ class Scheduler:
         return [replica for replica in vacant if not replica.is_feeding(sequence.request)]
 
     def _place(self, drafts: Seq[Draft], choices: list[Replica], sequence: Sequence, now_s: float) -> Draft | None:
-        """Admit a sequence to the best replica that has room for it. If none has, nobody overtakes it there."""
+        """Admit a sequence to the best replica that has room for it. If none has, the policy says if others may overtake."""
         for replica in self._ranked(choices, sequence):
             draft = drafts[replica.index]
             arrival = replica.admit(sequence)
@@ -343,8 +345,9 @@ class Scheduler:
             if not isinstance(arrival, int):
                 self._welcome(draft, sequence, arrival, now_s)
                 return draft
-        for replica in choices:
-            drafts[replica.index].is_closed = True
+        if not self._policy.lets_pass(sequence.view, now_s):
+            for replica in choices:
+                drafts[replica.index].is_closed = True
         return None
 
     def _welcome(self, draft: Draft, sequence: Sequence, arrival: Arrival, now_s: float) -> None:

@@ -59,9 +59,16 @@ class Replica:
 
     def cached(self, sequence: Sequence) -> int:
         """Tokens of a waiting sequence that would not have to be fed here."""
-        if self._may_fork(sequence):
+        if sequence.num_parked:
+            return sequence.num_parked if sequence.replica == self.index else 0
+        if sequence.parent is not None and self._may_fork(sequence):
             return _num_shared(sequence)
-        return self.store.cached(sequence.tokens, sequence.request.namespace, limit=_cache_limit(sequence))
+        last = sequence.marks.get(self.index)
+        if last is None or last.version != last.node.version or len(sequence.tokens) > sequence.num_prompt:
+            limit = _cache_limit(sequence)
+            last = self.store.mark(sequence.tokens, sequence.request.namespace, limit=limit, last=last)
+            sequence.marks[self.index] = last
+        return last.num_tokens
 
     def admit(self, sequence: Sequence) -> Arrival | int:
         """Give a waiting sequence a slot and a table: its parent's prompt, a cached prefix, its copies in host memory.
@@ -106,6 +113,7 @@ class Replica:
             sequence.num_parked = 0
             self._let_go_of_copies(sequence)
         sequence.slot, sequence.seat = -1, None
+        sequence.marks.clear()  # more of it may come from the cache now: what was scored need not be computed again
 
     def park(self, sequence: Sequence) -> bool:
         """Copy a running sequence's blocks to host memory, to be taken away next. False: they have to be computed again."""
