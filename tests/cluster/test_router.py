@@ -171,7 +171,7 @@ def test_the_least_loaded_has_the_fewest_sequences_then_the_most_free_blocks():
         ("hexgen", {"alpha": float("nan")}, "must be a float"),
         ("d2lpm", {"quantum": 0}, "quantum=0 must be a number above 0"),
         ("d2lpm", {"quantum": float("inf")}, "quantum=inf must be a number above 0"),
-        ("d2lpm", {"answer_weight": -1}, "must not be negative"),
+        ("d2lpm", {"decode_weight": -1}, "must not be negative"),
         ("llumnix", {"urgent_tokens": -1}, "urgent_tokens=-1 must be 0 or more"),
         ("autellix", {"ttl_s": 0}, "ttl_s=0 above 0"),
         ("prefix_affinity", {"least_share": 2.0}, "must be a share"),

@@ -19,8 +19,8 @@ _MOST_CLIENTS = 10_000  # names come from outside
 class D2Lpm(Rule):
     """Of the replicas on which a client has credit left, those that hold most of the prompt; of these the least used.
 
-    A request costs `prompt_weight` for each token of its prompt when it is sent, whether cached or not, and
-    `answer_weight` for each token of its answer when it has ended. When a client has no credit anywhere, each replica
+    A request costs `prefill_weight` for each token of its prompt when it is sent, whether cached or not, and
+    `decode_weight` for each token of its answer when it has ended. When a client has no credit anywhere, each replica
     gets `quantum` more, until there is some: so a client's service differs by at most quantum + the largest overdraft
     between two replicas that were always there. A large quantum follows the caches, a small one spreads a client evenly.
 
@@ -29,16 +29,16 @@ class D2Lpm(Rule):
 
     asks_cached: ClassVar[bool] = True
     quantum: float = 5000.0
-    prompt_weight: float = 1.0
-    answer_weight: float = 2.0
+    prefill_weight: float = 1.0
+    decode_weight: float = 2.0
     _credits: OrderedDict[str, dict[int, float]] = dataclasses.field(default_factory=OrderedDict, init=False)
 
     def __post_init__(self) -> None:
         if not (self.quantum > 0 and math.isfinite(self.quantum)):
             raise ConfigError(f"router 'd2lpm': quantum={self.quantum:g} must be a number above 0")
-        if self.prompt_weight < 0 or self.answer_weight < 0 or not self.prompt_weight + self.answer_weight < math.inf:
+        if self.prefill_weight < 0 or self.decode_weight < 0 or not self.prefill_weight + self.decode_weight < math.inf:
             raise ConfigError(
-                f"router 'd2lpm': prompt_weight={self.prompt_weight:g} and answer_weight={self.answer_weight:g} "
+                f"router 'd2lpm': prefill_weight={self.prefill_weight:g} and decode_weight={self.decode_weight:g} "
                 "must not be negative"
             )
 
@@ -55,13 +55,13 @@ class D2Lpm(Rule):
         found = [snapshot.cached(request.prompt_token_ids, request.namespace) for snapshot in able]
         longest = max(found)
         choice = least_used([s for s, count in zip(able, found, strict=True) if count == longest])
-        credit[choice.replica] -= self.prompt_weight * len(request.prompt_token_ids)
+        credit[choice.replica] -= self.prefill_weight * len(request.prompt_token_ids)
         return choice
 
     def on_finish(self, request: Request, replica: int, num_output: int) -> None:
         """Charges the answer. Nothing is given back for one that was broken off."""
         credit = self._of(request.client)
-        credit[replica] = credit.get(replica, 0.0) - self.answer_weight * num_output
+        credit[replica] = credit.get(replica, 0.0) - self.decode_weight * num_output
 
     def _of(self, client: str) -> dict[int, float]:
         credit = self._credits.setdefault(client, {})
