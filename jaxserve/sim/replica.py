@@ -98,9 +98,11 @@ class Replica:
         """Wait for work."""
         self.clock.advance(max(now_s - self.clock.now_s(), 0.0))
 
-    def add(self, request: Request, seq_id: str, token: RowResult, length: int) -> None:
-        """Queue a request whose answer is known: `length` tokens, the last of them the end token."""
+    def add(self, request: Request, token: RowResult, length: int) -> str:
+        """Queue a request whose answer is known: `length` tokens, the last one the end token. Returns its sequence id."""
         self.idle_until(request.arrival_s)
+        self._num_accepted += 1
+        seq_id = f"{request.request_id}/0#{self._num_accepted}"  # as the engine calls it
         limit, max_tokens = self.spec.max_model_len, request.params.max_tokens
         sequence = Sequence(
             seq_id=seq_id,
@@ -111,8 +113,8 @@ class Replica:
         )
         self.executor.answers[seq_id] = Answer(token, length)
         self._work[seq_id] = self._estimate(request)
-        self._num_accepted += 1
         self.scheduler.add(sequence, self.clock.now_s())
+        return seq_id
 
     def advance(self) -> list[Progress]:
         """One turn of the loop."""

@@ -168,10 +168,8 @@ class _World:
             return
         if self.fairness is not None:
             self.fairness.arrive(call.client)
-        number = self._numbers[call.call_id]
-        seq_id = f"{call.call_id}/0#{number}"
-        self._by_sequence[seq_id] = record
-        replica.add(request, seq_id, RowResult(token_id=-1 - number), call.output_tokens)
+        token = RowResult(token_id=-1 - self._numbers[call.call_id])
+        self._by_sequence[replica.add(request, token, call.output_tokens)] = record
 
     def _snapshots(self, now_s: float) -> list[Snapshot]:
         """What the router sees."""
