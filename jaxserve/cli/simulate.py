@@ -93,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cost-model",
+        dest="cost_file",
         metavar="FILE",
         help="step times fitted by scripts/calibrate.py, instead of the chip's data sheet",
     )
