@@ -11,6 +11,7 @@ for each (`replica.py`), and `placement.py` says who takes the next sequence.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
@@ -119,7 +120,8 @@ class Scheduler:
         self._accounts[sequence.seq_id] = account
         self._sequences[sequence.seq_id] = sequence
         self._waiting.append(sequence.view)
-        sequence.view.watch_cache(lambda: max(replica.cached(sequence) for replica in self._replicas))
+        lookups = [functools.partial(replica.cached, sequence) for replica in self._replicas]
+        sequence.view.watch_cache(lookups[0] if len(lookups) == 1 else lambda: max([look() for look in lookups]))
         self._policy.on_arrival(sequence.view, now_s)
 
     def finish(self, sequence: Sequence, now_s: float) -> None:
@@ -135,6 +137,10 @@ class Scheduler:
         if sequence.state is not State.FINISHED:
             self._remove(sequence).aborted += 1
             self._policy.on_abort(sequence.view, now_s)
+
+    def set_priority(self, sequence: Sequence, priority: float) -> None:
+        """Change a sequence's priority, for policies that go by it; it holds from the next plan on."""
+        sequence.view.priority = priority
 
     def end_program(self, program: str, now_s: float) -> None:
         """No more requests of this program will come; policies may forget what they know of it."""
@@ -259,7 +265,7 @@ class Scheduler:
             others = [s for s in self._movable(replica, draft) if s is not sequence]
             if others:
                 victim = self._policy.victim([s.view for s in others], now_s)
-                self._preempt(self._sequences[victim.seq_id])
+                self._preempt(self._sequences[victim.seq_id], now_s)
                 draft.is_closed = True  # nobody takes the place of who was just thrown out
             elif not replica.drop_pins():
                 return False  # those drafted will end some day; a sequence always fits alone
@@ -288,14 +294,12 @@ class Scheduler:
 
     def _admit(self, drafts: Seq[Draft], now_s: float) -> None:
         """Send waiting sequences to replicas, in the policy's order."""
-        if not any(self._may_admit(drafts[replica.index], replica) for replica in self._replicas):
+        vacant = self._vacant(drafts)
+        if not vacant:
             return
         running = [sequence.view for sequence in self._running]
         for view in self._policy.order(tuple(self._waiting), running, now_s):
             sequence = self._sequences[view.seq_id]
-            vacant = [r for r in self._replicas if self._may_admit(drafts[r.index], r)]
-            if not vacant:
-                break
             if sequence.num_pending or not sequence.wants_more or _awaits_parent(sequence):
                 continue
             if self._client_quota and self._accounts[view.seq_id].num_running >= self._client_quota:
@@ -304,9 +308,14 @@ class Scheduler:
             if draft is not None:
                 replica = self._replicas[sequence.replica]
                 self._extend(replica, draft, sequence, self._chunk(draft, sequence), now_s)
+            vacant = self._vacant(drafts)
+            if not vacant:  # known before the policy is asked for one more: that may change its state
+                break
 
-    def _may_admit(self, draft: Draft, replica: Replica) -> bool:
-        return draft.may_admit and (replica.has_slot or self._displaces)
+    def _vacant(self, drafts: Seq[Draft]) -> list[Replica]:
+        """Replicas that may take one more sequence in this step."""
+        replicas = zip(self._replicas, drafts, strict=True)
+        return [r for r, draft in replicas if draft.may_admit and (r.has_slot or self._displaces)]
 
     def _choices(self, vacant: list[Replica], sequence: Sequence) -> list[Replica]:
         """Where a waiting sequence may go.
@@ -326,7 +335,7 @@ class Scheduler:
         return [replica for replica in vacant if not replica.is_feeding(sequence.request)]
 
     def _place(self, drafts: Seq[Draft], choices: list[Replica], sequence: Sequence, now_s: float) -> Draft | None:
-        """Admit a sequence to the best replica that has room for it. If none has, nobody overtakes it there."""
+        """Admit a sequence to the best replica that has room for it. If none has, the policy says if others may overtake."""
         for replica in self._ranked(choices, sequence):
             draft = drafts[replica.index]
             arrival = replica.admit(sequence)
@@ -339,8 +348,9 @@ class Scheduler:
             if not isinstance(arrival, int):
                 self._welcome(draft, sequence, arrival, now_s)
                 return draft
-        for replica in choices:
-            drafts[replica.index].is_closed = True
+        if not self._policy.lets_pass(sequence.view, now_s):
+            for replica in choices:
+                drafts[replica.index].is_closed = True
         return None
 
     def _welcome(self, draft: Draft, sequence: Sequence, arrival: Arrival, now_s: float) -> None:
@@ -354,6 +364,7 @@ class Scheduler:
         self.counters.cached_tokens += num_cached
         if sequence.request.params.has_edits:
             draft.starts.append(_slot_start(sequence))
+        self._pin(sequence, 0, sequence.num_computed)
         self._policy.on_admit(sequence.view, sequence.num_computed, now_s)
 
     def _make_room(self, replica: Replica, draft: Draft, sequence: Sequence, shortage: int, now_s: float) -> bool:
@@ -371,7 +382,7 @@ class Scheduler:
             count = draft.remove(victim)
             if count > 1 or victim.num_computed < victim.num_prompt:
                 self._policy.charge(victim.view, -count, 0)
-            self._preempt(victim)
+            self._preempt(victim, now_s)
             self.counters.displaced += 1
         return True
 
@@ -409,9 +420,13 @@ class Scheduler:
         start, end, size = row.start, row.start + row.num_tokens, replica.store.block_size
         if end // size > start // size:
             replica.store.register(sequence.seq_id, sequence.tokens, end)
+        self._pin(sequence, start, end)
+
+    def _pin(self, sequence: Sequence, start: int, end: int) -> None:
+        """Pin what is to be pinned, once the sequence has come from `start` to `end`."""
         request = sequence.request
         if request.pin and start < request.pin_tokens <= end:
-            replica.pin(request.pin, sequence, request.pin_tokens)
+            self._replicas[sequence.replica].pin(request.pin, sequence, request.pin_tokens)
 
     def _remove(self, sequence: Sequence) -> Account:
         """Take a sequence out of everything; returns its client's account."""
@@ -427,7 +442,7 @@ class Scheduler:
         del self._sequences[sequence.seq_id]
         return account
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence, now_s: float) -> None:
         """Take a sequence's blocks away; ahead of others it comes back from host memory, or starts over from whatever the
         prefix cache still has."""
         replica = self._replicas[sequence.replica]
@@ -442,6 +457,7 @@ class Scheduler:
         account = self._accounts[sequence.seq_id]
         account.preemptions += 1
         account.num_running -= 1
+        self._policy.on_preempt(sequence.view, now_s)
 
 
 def _awaits_parent(sequence: Sequence) -> bool:
