@@ -9,8 +9,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxserve.clock import WallClock
+from jaxserve.clock import Clock, WallClock
 from jaxserve.config import EngineConfig, cache_folder
+from jaxserve.cost.here import of_device
+from jaxserve.cost.model import CostModel
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
 from jaxserve.executor.base import Executor
@@ -52,7 +54,9 @@ class Built:
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
 
-def build(model: str | Path, config: EngineConfig, followers: Followers | None = None) -> Built:
+def build(
+    model: str | Path, config: EngineConfig, followers: Followers | None = None, clock: Clock | None = None
+) -> Built:
     """Load a model and compile its steps; in a program of several processes in all of them.
 
     Raises:
@@ -62,6 +66,7 @@ def build(model: str | Path, config: EngineConfig, followers: Followers | None =
     cfg = config_of(model) if folder is None else read_config(folder)
     tokenizer = None if folder is None else load_tokenizer(folder)
     plan = _plan_here(config, cfg)
+    cost = _cost_model_here(config, plan)
     mesh = make_mesh(plan.parallel) if plan.parallel.num_devices > 1 or jax.process_count() > 1 else None
     _use_compilation_cache(config.compilation_cache)
     native.enable(cache_folder() / "native" if config.native_kernels else None)
@@ -84,7 +89,7 @@ def build(model: str | Path, config: EngineConfig, followers: Followers | None =
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
     }
-    engine = _make_engine(config, plan, runner, tokenizer)
+    engine = _make_engine(config, plan, runner, tokenizer, cost, clock or WallClock())
     return Built(engine, executor, tokenizer, plan.cfg, plan.max_model_len, facts)
 
 
@@ -148,14 +153,26 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
     )
 
 
-def _make_engine(config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None) -> Engine:
+def _make_engine(
+    config: EngineConfig,
+    plan: Plan,
+    executor: Executor,
+    tokenizer: Tokenizer | None,
+    cost: CostModel,
+    clock: Clock,
+) -> Engine:
     capacity = executor.capacity()
     scheduler = Scheduler(
         [
             KVStore(capacity.num_blocks, capacity.block_size, caching=config.enable_prefix_caching)
             for _ in range(capacity.num_replicas)
         ],
-        make_policy(config.scheduling_policy, config.scheduling_options),
+        make_policy(
+            config.scheduling_policy,
+            config.scheduling_options,
+            cost=cost,
+            rungs=capacity.token_rungs,
+        ),
         capacity,
         token_budget=plan.token_budget,
         chunked=config.enable_chunked_prefill,
@@ -165,11 +182,28 @@ def _make_engine(config: EngineConfig, plan: Plan, executor: Executor, tokenizer
         scheduler,
         executor,
         tokenizer,
-        clock=WallClock(),
+        clock=clock,
         vocab_size=plan.cfg.vocab_size,
         max_model_len=plan.max_model_len,
         seed=config.seed,
         overlap=config.async_scheduling,
+    )
+
+
+def _cost_model_here(config: EngineConfig, plan: Plan) -> CostModel:
+    """What steps and swaps of one replica take, for those that decide by it."""
+    parallel, itemsize = plan.parallel, plan.dtype.itemsize
+    return of_device(
+        plan.room.kind,
+        plan.room.platform,
+        plan.cfg,
+        choice=config.cost_model,
+        tensor=parallel.tensor,
+        expert=parallel.expert,
+        sequence=parallel.sequence,
+        itemsize=itemsize,
+        kv_itemsize=plan.kv_dtype.itemsize,
+        block_size=plan.block_size,
     )
 
 

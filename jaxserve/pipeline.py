@@ -15,6 +15,7 @@ class Pipeline:
     def __init__(self, scheduler: Scheduler, executor: Executor, clock: Clock, *, overlap: bool = True):
         self.padded_tokens = 0
         self.computed_tokens = 0
+        self.progress: list[Progress] = []  # what the last call of `advance` returned
         self._scheduler = scheduler
         self._executor = executor
         self._clock = clock
@@ -26,18 +27,25 @@ class Pipeline:
         """Whether a step is under way."""
         return bool(self._pending)
 
+    def now_s(self) -> float:
+        """The time, as steps are planned by it."""
+        return self._clock.now_s()
+
     def advance(self) -> list[Progress]:
         """Plan and dispatch a step, then wait for the oldest one, if there are enough or nothing can be planned.
 
         Raises:
           DeviceError: a step failed; `drop` says which were under way.
         """
+        self.progress = []
         plan = self._scheduler.plan(self._clock.now_s())
         if plan is not None:
             self._pending.append((plan, self._executor.dispatch(plan)))
             if len(self._pending) < self._depth:
                 return []
-        return self._collect() if self._pending else []
+        if self._pending:
+            self.progress = self._collect()
+        return self.progress
 
     def drop(self) -> list[str]:
         """Forget the steps under way; returns whose rows they had."""

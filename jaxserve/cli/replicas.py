@@ -35,6 +35,9 @@ def replica_specs(
     from jaxserve.sharding.mesh import Parallel
 
     reject_unknown([chip], [*CHIPS, HERE], what="chip")
+    told = None if cost_file is None else files.load(cost_file)
+    if chip == HERE and told is None:
+        raise ConfigError("nothing is known of the speed of this machine", remedy="Fit it with scripts/calibrate.py")
     each, rest = divmod(num_devices, num_replicas)
     if rest or not each:
         raise ConfigError(f"{num_devices} devices cannot be shared evenly by {num_replicas} replicas")
@@ -49,21 +52,16 @@ def replica_specs(
     plan = lay_out(config, cfg, where, Parallel(data=1, tensor=tensor, sequence=sequence, expert=expert))
     if plan.problem:
         raise CapacityError(f"on {each} x {chip}: {plan.problem}", remedy=plan.remedy)
-    if cost_file is not None:
-        cost = files.load(cost_file)
-    elif chip == HERE:
-        raise ConfigError("nothing is known of the speed of this machine", remedy="Fit it with scripts/calibrate.py")
-    else:
-        cost = of_chip(
-            chip,
-            cfg,
-            tensor=tensor,
-            expert=expert,
-            sequence=sequence,
-            itemsize=plan.dtype.itemsize,
-            kv_itemsize=plan.kv_dtype.itemsize,
-            block_size=config.block_size,
-        )
+    cost = told or of_chip(
+        chip,
+        cfg,
+        tensor=tensor,
+        expert=expert,
+        sequence=sequence,
+        itemsize=plan.dtype.itemsize,
+        kv_itemsize=plan.kv_dtype.itemsize,
+        block_size=config.block_size,
+    )
     spec = ReplicaSpec(
         cost=cost,
         num_blocks=plan.num_blocks,

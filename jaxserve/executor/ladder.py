@@ -42,6 +42,11 @@ def build_ladder(
     )
 
 
+def token_rungs(ladder: Iterable[Rung]) -> tuple[int, ...]:
+    """The sizes of steps that may hold prompts, ascending: where the scheduler cuts chunks."""
+    return tuple(sorted({rung.tokens for rung in ladder if not rung.decode_only}))
+
+
 def fit(ladder: Iterable[Rung], loads: Sequence[Load]) -> Rung:
     """The smallest rung that holds a step. All replicas run the same one, so it must hold the fullest."""
     num_tokens = max(load.num_tokens for load in loads)

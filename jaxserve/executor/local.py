@@ -17,7 +17,7 @@ from jaxserve.executor.compiles import count_compiles
 from jaxserve.executor.experts import ExpertBook
 from jaxserve.executor.failure import explain
 from jaxserve.executor.inputs import empty_inputs, make_inputs, places
-from jaxserve.executor.ladder import Rung, fit
+from jaxserve.executor.ladder import Rung, fit, token_rungs
 from jaxserve.executor.program import DeviceState, StepOutputs, jit_copy, jit_repack, jit_start, jit_step, shardings
 from jaxserve.executor.swap import HostPool
 from jaxserve.models.batch import TokenBatch
@@ -91,7 +91,7 @@ class LocalExecutor:
             num_blocks=self._num_blocks,
             block_size=self._state.kv.block_size,
             num_slots=self._num_slots,
-            token_rungs=tuple(sorted({rung.tokens for rung in self._ladder if not rung.decode_only})),
+            token_rungs=token_rungs(self._ladder),
             max_model_len=self._max_model_len,
             num_replicas=self._num_replicas,
             num_host_blocks=self._num_host_blocks,

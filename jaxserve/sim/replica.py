@@ -4,17 +4,17 @@ import dataclasses
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
-from jaxserve.clock import VirtualClock
+from jaxserve.clock import Clock, VirtualClock
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.cost.model import CostModel
-from jaxserve.cost.work import prompt_work
-from jaxserve.executor.ladder import build_ladder
+from jaxserve.executor.ladder import build_ladder, token_rungs
 from jaxserve.kv.store import KVStore
 from jaxserve.pipeline import Pipeline
 from jaxserve.request import Request
 from jaxserve.scheduler.core import Progress, Scheduler
 from jaxserve.scheduler.policy import Policy
 from jaxserve.scheduler.sequence import Sequence
+from jaxserve.scheduler.swap import swap_rule
 from jaxserve.sim.executor import Answer, SimExecutor
 from jaxserve.step import Capacity, RowResult
 
@@ -64,13 +64,14 @@ class Replica:
             num_blocks=spec.num_blocks,
             block_size=spec.block_size,
             num_slots=spec.max_num_seqs,
-            token_rungs=tuple(sorted({rung.tokens for rung in ladder})),
+            token_rungs=token_rungs(ladder),
             max_model_len=spec.max_model_len,
             num_host_blocks=spec.num_host_blocks if spec.preemption_mode != "recompute" else 0,
         )
         self.index = index
         self.spec = spec
-        self.clock = VirtualClock()
+        self._time = VirtualClock()
+        self.clock: Clock = self._time
         self.store = KVStore(spec.num_blocks, spec.block_size, caching=spec.caching)
         self.scheduler = Scheduler(
             [self.store],
@@ -78,13 +79,14 @@ class Replica:
             capacity,
             token_budget=spec.token_budget,
             chunked=spec.chunked,
-            swap_rule=self._swaps,
+            swap_rule=swap_rule(spec.preemption_mode, spec.cost),
             client_quota=spec.client_quota,
         )
         self.executor = SimExecutor(
-            capacity, ladder, spec.cost, self.clock, overlap=spec.overlap, compiles=spec.compiles
+            capacity, ladder, spec.cost, self._time, overlap=spec.overlap, compiles=spec.compiles
         )
-        self._pipeline = Pipeline(self.scheduler, self.executor, self.clock, overlap=spec.overlap)
+        self._answers = self.executor.answers
+        self._pipeline = Pipeline(self.scheduler, self.executor, self._time, overlap=spec.overlap)
         self._work: dict[str, _Work] = {}  # of sequences that have not ended
         self._guesses: dict[str, float] = {}  # answers' lengths, by stage
         self._num_accepted = 0
@@ -96,7 +98,7 @@ class Replica:
 
     def idle_until(self, now_s: float) -> None:
         """Wait for work."""
-        self.clock.advance(max(now_s - self.clock.now_s(), 0.0))
+        self._time.advance(max(now_s - self._time.now_s(), 0.0))
 
     def add(self, request: Request, token: RowResult, length: int) -> str:
         """Queue a request whose answer is known: `length` tokens, the last one the end token. Returns its sequence id."""
@@ -111,9 +113,9 @@ class Replica:
             max_len=limit if max_tokens is None else min(limit, len(request.prompt_token_ids) + max_tokens),
             arrival_s=request.arrival_s,
         )
-        self.executor.answers[seq_id] = Answer(token, length)
+        self._answers[seq_id] = Answer(token, length)
         self._work[seq_id] = self._estimate(request)
-        self.scheduler.add(sequence, self.clock.now_s())
+        self.scheduler.add(sequence, self._pipeline.now_s())
         return seq_id
 
     def advance(self) -> list[Progress]:
@@ -172,10 +174,3 @@ class Replica:
 
     def _cached(self, tokens: Seq[int], namespace: str) -> int:
         return self.store.cached(tokens, namespace, limit=max(len(tokens) - 1, 0))
-
-    def _swaps(self, num_blocks: int, num_tokens: int) -> bool:
-        """Whether the way to host memory and back is shorter than computing so many tokens again."""
-        cost = self.spec.cost
-        if self.spec.preemption_mode == "swap":
-            return True
-        return 2 * cost.swap_s(num_blocks) < cost.device_s(prompt_work(num_tokens))

@@ -60,8 +60,21 @@ def simulate(
     """
     replicas = [Replica(index, spec, _policy(policy, options, spec)) for index, spec in enumerate(specs)]
     chooser = make_router(router, router_options) if isinstance(router, str) else router()
-    world = _World(workload, replicas, chooser, snapshot_s, knows_lengths)
-    run = Run(workload, replicas, world.records, world.gaps, world.fairness)
+    return run_on(replicas, workload, router=chooser, snapshot_s=snapshot_s, knows_lengths=knows_lengths, watch=watch)
+
+
+def run_on(
+    replicas: Sequence[Any],
+    workload: Workload,
+    *,
+    router: Router | None = None,
+    snapshot_s: float = 0.0,
+    knows_lengths: bool = False,
+    watch: Watcher | None = None,
+) -> Run:
+    """As `simulate`, over replicas that are there already: simulated ones, or `sim.live.LiveReplica`."""
+    world = _World(workload, replicas, router or make_router("least_loaded"), snapshot_s, knows_lengths)
+    run = Run(workload, list(replicas), world.records, world.gaps, world.fairness)
     try:
         world.run(watch or _watch_nothing)
     except KeyboardInterrupt:
@@ -78,7 +91,7 @@ class _World:
     """All that changes. Events are arrivals; between two of them the replica that is furthest behind takes a step."""
 
     def __init__(
-        self, workload: Workload, replicas: list[Replica], router: Router, snapshot_s: float, knows_lengths: bool
+        self, workload: Workload, replicas: Sequence[Replica], router: Router, snapshot_s: float, knows_lengths: bool
     ):
         self.records: list[Record] = []
         self.gaps = Gaps()
