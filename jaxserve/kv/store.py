@@ -98,6 +98,13 @@ class KVStore:
         end = self._tree.end(start, tokens, min(limit, len(tokens))) if self._caching else start
         return Mark(end.depth * self.block_size, end, end.version, limit)
 
+    def num_idle(self, mark: Mark) -> int:
+        """Blocks of a marked prefix that nobody holds: so many fewer are available for other things when it is opened."""
+        node, count = mark.node, 0
+        while node.parent is not None and not self._holders[node.block]:  # who holds a block holds all before it
+            node, count = node.parent, count + 1
+        return count
+
     def open(self, seq_id: str, tokens: Sequence[int], namespace: str = "", *, limit: int) -> int:
         """Start a table with the longest cached prefix of `tokens`, at most `limit` tokens; returns its length.
 

@@ -294,14 +294,12 @@ class Scheduler:
 
     def _admit(self, drafts: Seq[Draft], now_s: float) -> None:
         """Send waiting sequences to replicas, in the policy's order."""
-        if not any(self._may_admit(drafts[replica.index], replica) for replica in self._replicas):
+        vacant = self._vacant(drafts)
+        if not vacant:
             return
         running = [sequence.view for sequence in self._running]
         for view in self._policy.order(tuple(self._waiting), running, now_s):
             sequence = self._sequences[view.seq_id]
-            vacant = [r for r in self._replicas if self._may_admit(drafts[r.index], r)]
-            if not vacant:
-                break
             if sequence.num_pending or not sequence.wants_more or _awaits_parent(sequence):
                 continue
             if self._client_quota and self._accounts[view.seq_id].num_running >= self._client_quota:
@@ -310,9 +308,14 @@ class Scheduler:
             if draft is not None:
                 replica = self._replicas[sequence.replica]
                 self._extend(replica, draft, sequence, self._chunk(draft, sequence), now_s)
+            vacant = self._vacant(drafts)
+            if not vacant:  # known before the policy is asked for one more: that may change its state
+                break
 
-    def _may_admit(self, draft: Draft, replica: Replica) -> bool:
-        return draft.may_admit and (replica.has_slot or self._displaces)
+    def _vacant(self, drafts: Seq[Draft]) -> list[Replica]:
+        """Replicas that may take one more sequence in this step."""
+        replicas = zip(self._replicas, drafts, strict=True)
+        return [r for r, draft in replicas if draft.may_admit and (r.has_slot or self._displaces)]
 
     def _choices(self, vacant: list[Replica], sequence: Sequence) -> list[Replica]:
         """Where a waiting sequence may go.
