@@ -73,7 +73,7 @@ def run_on(
     knows_lengths: bool = False,
     watch: Watcher | None = None,
 ) -> Run:
-    """As `simulate`, over replicas that are there already: simulated ones, or a `sim.live.LiveReplica`."""
+    """As `simulate`, over replicas that are there already: simulated ones, or `sim.live.LiveReplica`."""
     world = _World(workload, replicas, router or make_router("least_loaded"), snapshot_s, knows_lengths)
     run = Run(workload, list(replicas), world.records, world.gaps, world.fairness)
     try:
