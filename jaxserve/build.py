@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from jaxserve.clock import Clock, WallClock
 from jaxserve.config import EngineConfig, cache_folder
+from jaxserve.cost.here import of_device
+from jaxserve.cost.model import CostModel
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
 from jaxserve.executor.base import Executor
@@ -34,6 +36,7 @@ from jaxserve.pallas_kernels.ragged_paged_attention import op as attention
 from jaxserve.sampling.sampler import empty_state
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.make import make_policy
+from jaxserve.scheduler.swap import swap_rule
 from jaxserve.sharding.links import links_here
 from jaxserve.sharding.mesh import make_mesh
 from jaxserve.sharding.scheme import Case, choose_scheme, refusal
@@ -64,6 +67,7 @@ def build(
     cfg = config_of(model) if folder is None else read_config(folder)
     tokenizer = None if folder is None else load_tokenizer(folder)
     plan = _plan_here(config, cfg)
+    cost = _cost_model_here(config, plan)
     mesh = make_mesh(plan.parallel) if plan.parallel.num_devices > 1 or jax.process_count() > 1 else None
     _use_compilation_cache(config.compilation_cache)
     native.enable(cache_folder() / "native" if config.native_kernels else None)
@@ -86,7 +90,7 @@ def build(
         "warm_up_s": warm_s - loaded_s,
         "warm_up_compiles": count_compiles() - compiles,
     }
-    engine = _make_engine(config, plan, runner, tokenizer, clock or WallClock())
+    engine = _make_engine(config, plan, runner, tokenizer, cost, clock or WallClock())
     return Built(engine, executor, tokenizer, plan.cfg, plan.max_model_len, facts)
 
 
@@ -151,7 +155,12 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
 
 
 def _make_engine(
-    config: EngineConfig, plan: Plan, executor: Executor, tokenizer: Tokenizer | None, clock: Clock
+    config: EngineConfig,
+    plan: Plan,
+    executor: Executor,
+    tokenizer: Tokenizer | None,
+    cost: CostModel,
+    clock: Clock,
 ) -> Engine:
     capacity = executor.capacity()
     scheduler = Scheduler(
@@ -159,10 +168,17 @@ def _make_engine(
             KVStore(capacity.num_blocks, capacity.block_size, caching=config.enable_prefix_caching)
             for _ in range(capacity.num_replicas)
         ],
-        make_policy(config.scheduling_policy, config.scheduling_options),
+        make_policy(
+            config.scheduling_policy,
+            config.scheduling_options,
+            cost=cost,
+            capacity=capacity,
+            rungs=capacity.token_rungs,
+        ),
         capacity,
         token_budget=plan.token_budget,
         chunked=config.enable_chunked_prefill,
+        swap_rule=swap_rule(config.preemption_mode, cost),
         client_quota=config.max_num_seqs_per_client,
     )
     return Engine(
@@ -174,6 +190,23 @@ def _make_engine(
         max_model_len=plan.max_model_len,
         seed=config.seed,
         overlap=config.async_scheduling,
+    )
+
+
+def _cost_model_here(config: EngineConfig, plan: Plan) -> CostModel:
+    """What steps and swaps of one replica take, for those that decide by it."""
+    parallel, itemsize = plan.parallel, plan.dtype.itemsize
+    return of_device(
+        plan.room.kind,
+        plan.room.platform,
+        plan.cfg,
+        choice=config.cost_model,
+        tensor=parallel.tensor,
+        expert=parallel.expert,
+        sequence=parallel.sequence,
+        itemsize=itemsize,
+        kv_itemsize=plan.kv_dtype.itemsize,
+        block_size=plan.block_size,
     )
 
 

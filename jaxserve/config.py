@@ -77,6 +77,10 @@ class EngineConfig:
     max_num_seqs_per_client: int | None = option(
         None, "most sequences of one client that run at once; default: no limit"
     )
+    cost_model: str = option(
+        "auto",
+        "what steps take, for policies and swaps that ask: a file of scripts/calibrate.py; auto: by the kind of device",
+    )
     attention_backend: str | None = option(None, "attention implementation by name; default: the first that fits")
     native_kernels: bool = option(True, "compile our C++ kernels for CPU, if a C++ compiler is there")
     seed: int = option(0, "seed of sampling for requests that bring none, and of dummy weights")
@@ -125,6 +129,8 @@ class EngineConfig:
         share = self.memory_utilization
         if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
             raise ConfigError(f"memory_utilization={self.memory_utilization!r} must be above 0 and at most 1")
+        if not isinstance(self.cost_model, str) or not self.cost_model:
+            raise ConfigError(f"cost_model={self.cost_model!r:.80} must be a file, or 'auto'")
         for name in ("attention_backend", "compilation_cache"):
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a string or None")

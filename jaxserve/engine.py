@@ -8,7 +8,7 @@ from jaxserve.errors import DeviceError
 from jaxserve.executor.base import Executor
 from jaxserve.output import CompletionOutput, Event, Logprob, RequestMetrics, RequestOutput
 from jaxserve.pipeline import Pipeline
-from jaxserve.request import Finish, Request, Task, check_tokens
+from jaxserve.request import Finish, Request, Task, check_priority, check_tokens
 from jaxserve.scheduler.core import Progress, Scheduler
 from jaxserve.scheduler.sequence import Sequence
 from jaxserve.step import TokenLogprob
@@ -111,6 +111,18 @@ class Engine:
         """End a request now, or only its answer `index`. What is unknown or has ended is ignored."""
         job = self._jobs.get(request_id)
         return [] if job is None else self._end(job, Finish.ABORT, index)
+
+    def set_priority(self, request_id: str, priority: float) -> None:
+        """Change a request's priority, for policies that go by it (smaller goes first). What is unknown or has ended is
+        ignored.
+
+        Raises:
+          RequestError: it is no number.
+        """
+        check_priority(priority)
+        job = self._jobs.get(request_id)
+        for answer in job.answers if job is not None else ():
+            self.scheduler.set_priority(answer.sequence, priority)
 
     def end_program(self, program: str) -> None:
         """Say that no more requests of a program will come, so that policies may forget what they know of it."""

@@ -199,6 +199,12 @@ class Request:
     pin_tokens: int = 0
 
 
+def check_priority(priority: Any) -> None:
+    """Raise RequestError if a priority has no place in an order."""
+    if not isinstance(priority, (int, float)) or priority != priority:
+        raise RequestError(f"priority={priority!r:.40} must be a number; smaller goes first")
+
+
 def check_tokens(request: Request, vocab_size: int, max_model_len: int) -> None:
     """Refuse what can never be served, before it reaches the scheduler.
 
@@ -224,7 +230,6 @@ def check_tokens(request: Request, vocab_size: int, max_model_len: int) -> None:
     held_back = len(request.eos_token_ids) + len(params.stop_token_ids) + len(request.bad_word_ids)
     if not all(request.bad_word_ids):
         raise RequestError("a bad word has no tokens, so it cannot be held back")
-    if not isinstance(request.priority, (int, float)) or request.priority != request.priority:
-        raise RequestError(f"priority={request.priority!r:.40} must be a number; smaller goes first")
+    check_priority(request.priority)
     if held_back > MAX_BANNED:
         raise RequestError(f"{held_back} stop tokens and bad words together; at most {MAX_BANNED} are supported")

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxserve.clock import VirtualClock
+from jaxserve.cost.forms import Fitted
+from jaxserve.cost.model import CostModel
 from jaxserve.engine import Engine
 from jaxserve.errors import DeviceError
 from jaxserve.kv.store import KVStore
@@ -46,6 +48,11 @@ PIECES = (
     "r",
 )
 VOCAB_SIZE = len(PIECES)
+# Pretend steps: 10 ms, and 1 ms for each token, more the further on it is.
+COST = CostModel(
+    name="pretend",
+    device=Fitted(decode=((0, 0.01), (1, 0.011)), mixed=((0, 0.01), (1, 0.011)), decode_kv_s=1e-5, pair_s=1e-5),
+)
 
 
 def next_token(tokens: Sequence[int], params: SamplingParams, seed: int, index: int, banned: Iterable[int]) -> int:
@@ -273,15 +280,15 @@ def make_engine(
     num_host_blocks: int = 0,
     tokenizer: Any = None,
     options: Mapping[str, Any] | None = None,
+    cost: CostModel = COST,
     **scheduler_options: Any,
 ) -> Rig:
     """An engine over a FakeExecutor. Blocks, slots and budget are those of each replica."""
     capacity = Capacity(num_blocks, block_size, num_slots, rungs, max_model_len, num_replicas, num_host_blocks)
     executor = FakeExecutor(capacity)
     stores = [KVStore(num_blocks, block_size, caching=caching) for _ in range(num_replicas)]
-    scheduler = Scheduler(
-        stores, make_policy(policy, options), capacity, token_budget=budget, chunked=chunked, **scheduler_options
-    )
+    made = make_policy(policy, options, cost=cost, capacity=capacity, rungs=rungs)
+    scheduler = Scheduler(stores, made, capacity, token_budget=budget, chunked=chunked, **scheduler_options)
     clock = VirtualClock()
     engine = Engine(
         scheduler,

@@ -18,6 +18,10 @@ COMMANDS = {
     "chat": ("jaxserve.cli.chat", "talk with a model in the terminal"),
     "run-batch": ("jaxserve.cli.run_batch", "answer a file of requests in the OpenAI batch format; resumable"),
     "bench": ("jaxserve.cli.bench", "measure throughput or latency on random prompts"),
+    "simulate": (
+        "jaxserve.cli.simulate",
+        "replay a workload on chips that are not here, to choose policy, chip and layout",
+    ),
     "plan": ("jaxserve.cli.plan", "tell whether a model fits some devices, and how it would be spread over them"),
     "models": ("jaxserve.cli.models", "list what can be served, or describe one checkpoint"),
 }

@@ -15,6 +15,7 @@ class Snapshot:
 
     replica: int  # its place in the list of replicas: what a router returns
     time_s: float  # when this was true
+    num_accepted: int  # requests that it has ever taken in: what a router sent after these is not in this snapshot
     engine_type: str  # replicas of one type serve a request in the same time ("h100 x 2")
     num_slots: int  # most sequences that run at once
     num_blocks: int

@@ -138,6 +138,10 @@ class Scheduler:
             self._remove(sequence).aborted += 1
             self._policy.on_abort(sequence.view, now_s)
 
+    def set_priority(self, sequence: Sequence, priority: float) -> None:
+        """Change a sequence's priority, for policies that go by it; it holds from the next plan on."""
+        sequence.view.priority = priority
+
     def end_program(self, program: str, now_s: float) -> None:
         """No more requests of this program will come; policies may forget what they know of it."""
         self._policy.on_program_end(program, now_s)
@@ -261,7 +265,7 @@ class Scheduler:
             others = [s for s in self._movable(replica, draft) if s is not sequence]
             if others:
                 victim = self._policy.victim([s.view for s in others], now_s)
-                self._preempt(self._sequences[victim.seq_id])
+                self._preempt(self._sequences[victim.seq_id], now_s)
                 draft.is_closed = True  # nobody takes the place of who was just thrown out
             elif not replica.drop_pins():
                 return False  # those drafted will end some day; a sequence always fits alone
@@ -360,6 +364,7 @@ class Scheduler:
         self.counters.cached_tokens += num_cached
         if sequence.request.params.has_edits:
             draft.starts.append(_slot_start(sequence))
+        self._pin(sequence, 0, sequence.num_computed)
         self._policy.on_admit(sequence.view, sequence.num_computed, now_s)
 
     def _make_room(self, replica: Replica, draft: Draft, sequence: Sequence, shortage: int, now_s: float) -> bool:
@@ -377,7 +382,7 @@ class Scheduler:
             count = draft.remove(victim)
             if count > 1 or victim.num_computed < victim.num_prompt:
                 self._policy.charge(victim.view, -count, 0)
-            self._preempt(victim)
+            self._preempt(victim, now_s)
             self.counters.displaced += 1
         return True
 
@@ -415,9 +420,13 @@ class Scheduler:
         start, end, size = row.start, row.start + row.num_tokens, replica.store.block_size
         if end // size > start // size:
             replica.store.register(sequence.seq_id, sequence.tokens, end)
+        self._pin(sequence, start, end)
+
+    def _pin(self, sequence: Sequence, start: int, end: int) -> None:
+        """Pin what is to be pinned, once the sequence has come from `start` to `end`."""
         request = sequence.request
         if request.pin and start < request.pin_tokens <= end:
-            replica.pin(request.pin, sequence, request.pin_tokens)
+            self._replicas[sequence.replica].pin(request.pin, sequence, request.pin_tokens)
 
     def _remove(self, sequence: Sequence) -> Account:
         """Take a sequence out of everything; returns its client's account."""
@@ -433,7 +442,7 @@ class Scheduler:
         del self._sequences[sequence.seq_id]
         return account
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence, now_s: float) -> None:
         """Take a sequence's blocks away; ahead of others it comes back from host memory, or starts over from whatever the
         prefix cache still has."""
         replica = self._replicas[sequence.replica]
@@ -448,6 +457,7 @@ class Scheduler:
         account = self._accounts[sequence.seq_id]
         account.preemptions += 1
         account.num_running -= 1
+        self._policy.on_preempt(sequence.view, now_s)
 
 
 def _awaits_parent(sequence: Sequence) -> bool:

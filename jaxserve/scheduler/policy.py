@@ -13,7 +13,17 @@ from jaxserve.request import Request
 class View:
     """The scheduler's account of one sequence, read-only to policies."""
 
-    __slots__ = ("_cached", "arrival_s", "max_len", "num_output", "num_preemptions", "num_prompt", "request", "seq_id")
+    __slots__ = (
+        "_cached",
+        "arrival_s",
+        "max_len",
+        "num_output",
+        "num_preemptions",
+        "num_prompt",
+        "priority",
+        "request",
+        "seq_id",
+    )
 
     def __init__(self, seq_id: str, request: Request, arrival_s: float, num_prompt: int, max_len: int):
         self.seq_id = seq_id
@@ -23,6 +33,7 @@ class View:
         self.max_len = max_len  # tokens, prompt and answer, if no end token comes first
         self.num_output = 0  # tokens that the host knows
         self.num_preemptions = 0
+        self.priority = request.priority  # as it is now; callers may change it (`Scheduler.set_priority`)
         self._cached: Callable[[], int] | None = None  # set by the scheduler
 
     def num_cached(self) -> int:
@@ -87,6 +98,9 @@ class Policy:
 
     def on_admit(self, view: View, num_cached: int, now_s: float) -> None:
         """A waiting sequence takes blocks; so many of its tokens need not be computed. Also when it comes back."""
+
+    def on_preempt(self, view: View, now_s: float) -> None:
+        """A running sequence has lost its blocks, and waits again."""
 
     def charge(self, view: View, prefill_tokens: int, decode_tokens: int) -> None:
         """Work for a sequence: prompt tokens (and answer tokens computed again) when they are planned, answer tokens when

@@ -159,9 +159,11 @@ class Replica:
         self._landed = []
 
     def pin(self, name: str, sequence: Sequence, num_tokens: int) -> None:
-        """Keep the first tokens of a sequence cached until `unpin`."""
-        if PIN + name not in self.store.seq_ids:
-            self.store.open(PIN + name, sequence.tokens, sequence.request.namespace, limit=num_tokens)
+        """Keep the first tokens of a sequence cached until `unpin`; nothing happens if they are not all cached."""
+        store, tokens, namespace = self.store, sequence.tokens, sequence.request.namespace
+        num_whole = num_tokens // store.block_size * store.block_size
+        if PIN + name not in store.seq_ids and store.cached(tokens, namespace, limit=num_tokens) == num_whole:
+            store.open(PIN + name, tokens, namespace, limit=num_tokens)
 
     def unpin(self, name: str) -> None:
         """Let what was pinned under this name be evicted."""

@@ -2,6 +2,7 @@
 them."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -55,6 +56,11 @@ class Call:
     namespace: str = ""
 
     @property
+    def root(self) -> str:
+        """The program, or the call itself if it is none of one."""
+        return f"program {self.program}" if self.program else f"call {self.call_id}"
+
+    @property
     def wanted(self) -> set[str]:
         """Calls whose tokens the prompt is made of."""
         return {piece.call_id for piece in self.prompt if not isinstance(piece, Span)}
@@ -77,7 +83,7 @@ class Workload:
         first = dict[str, float]()
         for call in self.calls:
             if not call.parents:
-                first.setdefault(f"program {call.program}" if call.program else f"call {call.call_id}", call.arrival_s)
+                first.setdefault(call.root, call.arrival_s)
         span_s = max(first.values(), default=0.0) - min(first.values(), default=0.0)
         if not span_s:
             raise ConfigError(f"all of {self.name} arrives at once, so it has no rate", remedy="Leave the rate out")
@@ -86,19 +92,14 @@ class Workload:
         return Workload(self.name, calls)
 
     def first(self, count: int) -> "Workload":
-        """The programs of the first `count` calls without parents."""
-        kept, calls = set[str](), list[Call]()
-        roots = 0
-        for call in self.calls:
-            if call.parents:
-                is_kept = all(parent in kept for parent in call.parents)
-            else:
-                roots += 1
-                is_kept = roots <= count
-            if is_kept:
+        """The first `count` programs to arrive, with all calls that need no others."""
+        roots = dict.fromkeys(call.root for call in self.calls if not call.parents)
+        programs = set(itertools.islice(roots, count))
+        kept = {call.call_id for call in self.calls if not call.parents and call.root in programs}
+        for call in in_order(self.calls):
+            if call.parents and kept.issuperset(call.parents):
                 kept.add(call.call_id)
-                calls.append(call)
-        return Workload(self.name, tuple(calls))
+        return Workload(self.name, tuple(call for call in self.calls if call.call_id in kept))
 
 
 def make_workload(name: str, calls: Iterable[Call], where: Callable[[str], str] = "call {!r}".format) -> Workload:

@@ -150,9 +150,9 @@ class LiveReplica:
         if now_s > self._inner.now_s():
             self._inner.wait(now_s)
 
-    def add(self, request: Request, seq_id: str, token: RowResult, length: int) -> str:
+    def add(self, request: Request, token: RowResult, length: int) -> str:
         """Queue a request; the answer is the model's."""
-        del seq_id, token, length
+        del token, length
         self.idle_until(request.arrival_s)
         self._engine.add(request)
         return self.scheduler.waiting[-1].seq_id

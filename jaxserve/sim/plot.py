@@ -84,7 +84,7 @@ def _times(title: str, key: str, limit: float | None) -> _Panel:
 
 
 def _draw(axis: "Axes", panel: _Panel, curves: Mapping[str, Sequence[Report]]) -> None:
-    from matplotlib.ticker import EngFormatter, PercentFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
     for number, (name, reports) in enumerate(curves.items()):
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
@@ -94,12 +94,21 @@ def _draw(axis: "Axes", panel: _Panel, curves: Mapping[str, Sequence[Report]]) -
             if points:
                 xs, ys = zip(*points, strict=True)
                 axis.plot(
-                    xs, ys, style, color=colour, marker=marker, markersize=4, linewidth=1.6, label=label,
+                    xs,
+                    ys,
+                    style,
+                    color=colour,
+                    marker=marker,
+                    markersize=4,
+                    linewidth=max(2.6 - 0.4 * number, 1.0),  # lines that lie on each other are all seen
                     alpha=0.55 if style == "--" else 1.0,
-                )  # fmt: skip
+                    label=label,
+                )
     if panel.is_log:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(EngFormatter(panel.unit, sep=" "))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     elif panel.unit == "%":
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_ylim(-0.03, 1.03)
@@ -108,12 +117,10 @@ def _draw(axis: "Axes", panel: _Panel, curves: Mapping[str, Sequence[Report]]) -
         axis.set_ylim(bottom=0)
     if panel.limit is not None:
         axis.axhline(panel.limit, color=_GREY, linewidth=1, linestyle=":")
-        axis.annotate(
-            "SLO", (0, panel.limit), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points",
-            color=_GREY, fontsize=8,
-        )  # fmt: skip
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (4, 3), "textcoords": "offset points"}
+        axis.annotate("SLO", (0, panel.limit), color=_GREY, fontsize=8, **place)
     axis.set_title(panel.title + ("  (line: p50, dashes: p99)" if panel.dashed else ""), fontsize=9, loc="left")
-    axis.set_xlabel("arrivals per second", fontsize=9)
+    axis.set_xlabel("programs per second", fontsize=9)
     axis.set_xlim(left=0)
     axis.tick_params(labelsize=8)
     axis.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)

@@ -76,6 +76,7 @@ class Replica:
         self._pipeline = Pipeline(self.scheduler, self.executor, self._time, overlap=spec.overlap)
         self._work_s: dict[str, float] = {}  # of sequences that have not ended
         self._guess = float(_GUESSED_TOKENS)
+        self._num_accepted = 0
 
     @property
     def has_work(self) -> bool:
@@ -86,10 +87,11 @@ class Replica:
         """Wait for work."""
         self._time.advance(max(now_s - self._time.now_s(), 0.0))
 
-    def add(self, request: Request, seq_id: str, token: RowResult, length: int) -> str:
-        """Queue a request whose answer is known: `length` tokens, the last of them the end token. Returns the sequence's
-        id."""
+    def add(self, request: Request, token: RowResult, length: int) -> str:
+        """Queue a request whose answer is known: `length` tokens, the last one the end token. Returns its sequence id."""
         self.idle_until(request.arrival_s)
+        self._num_accepted += 1
+        seq_id = f"{request.request_id}/0#{self._num_accepted}"  # as the engine calls it
         limit, max_tokens = self.spec.max_model_len, request.params.max_tokens
         sequence = Sequence(
             seq_id=seq_id,
@@ -126,6 +128,7 @@ class Replica:
         return Snapshot(
             replica=self.index,
             time_s=now_s,
+            num_accepted=self._num_accepted,
             engine_type=spec.engine_type,
             num_slots=spec.max_num_seqs,
             num_blocks=spec.num_blocks,

@@ -150,7 +150,7 @@ def _deadlines(run: Run) -> dict[str, Any]:
     last, first, limits = dict[str, float](), dict[str, float](), dict[str, float]()
     for record in run.records:
         call = record.call
-        name = f"program {call.program}" if call.program else f"call {call.call_id}"
+        name = call.root
         first[name] = min(first.get(name, record.arrival_s), record.arrival_s)
         last[name] = max(last.get(name, 0.0), float("inf") if record.finish_s is None else record.finish_s)
         if call.deadline_s is not None:

@@ -5,11 +5,13 @@ import dataclasses
 import functools
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.errors import InvariantError
+from jaxserve.executor.ladder import build_ladder, token_rungs
 from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.core import Progress
 from jaxserve.scheduler.make import make_policy
@@ -20,7 +22,23 @@ from jaxserve.sim.record import Gaps, Record
 from jaxserve.sim.replica import Replica, ReplicaSpec
 from jaxserve.step import RowResult
 
-Router = Callable[[Request, Sequence[Snapshot], float], int]
+
+class Router(Protocol):
+    """Which replica takes a request: `cluster.router.Router`, or whatever is like it."""
+
+    def route(self, request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
+        """The place of the replica, which gets the request at once."""
+        ...
+
+    def finish(self, request_id: str, num_output: int) -> None:
+        """A request has ended after so many tokens of its answer."""
+        ...
+
+    def end_program(self, program: str) -> None:
+        """No more requests of a program will come."""
+        ...
+
+
 Watcher = Callable[[int, float], None]  # (calls that ended just now, seconds simulated)
 _POLL_S = 1e-3  # an engine with work that it may not begin looks again after so long
 _MOST_POLLS = 1_000_000
@@ -39,10 +57,19 @@ class Run:
     is_partial: bool = False  # interrupted
 
 
-def least_loaded(request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
+class LeastLoaded:
     """The fewest sequences, then the most free blocks, then the first."""
-    del request, now_s
-    return min(snapshots, key=lambda s: (s.num_running + s.num_waiting, -s.num_free, s.replica)).replica
+
+    def route(self, request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
+        """The place of the replica."""
+        del request, now_s
+        return min(snapshots, key=lambda s: (s.num_running + s.num_waiting, -s.num_free, s.replica)).replica
+
+    def finish(self, request_id: str, num_output: int) -> None:
+        """Nothing to forget."""
+
+    def end_program(self, program: str) -> None:
+        """Nothing to forget."""
 
 
 def simulate(
@@ -51,13 +78,14 @@ def simulate(
     policy: str | Callable[[], Policy] = "fcfs",
     options: Mapping[str, Any] | None = None,
     *,
-    router: Router = least_loaded,
+    router: Router | None = None,
     knows_lengths: bool = False,
     watch: Watcher | None = None,
 ) -> Run:
     """Run a workload over one replica for each spec. Ctrl-C ends it early, with what came of it so far.
 
-    `policy`: a name (with `options`), or a function that makes one, called once for each replica.
+    `policy`: a name (with `options`), or a function that makes one, called once for each replica. `router`: with several
+    replicas, by default the least loaded one takes a call.
     `knows_lengths`: the scheduler is told each answer's length (as `max_tokens`, without an end token).
     """
     replicas = [Replica(index, spec, _policy(policy, options, spec)) for index, spec in enumerate(specs)]
@@ -68,12 +96,12 @@ def run_on(
     replicas: Sequence[Any],
     workload: Workload,
     *,
-    router: Router = least_loaded,
+    router: Router | None = None,
     knows_lengths: bool = False,
     watch: Watcher | None = None,
 ) -> Run:
     """As `simulate`, over replicas that are there already: simulated ones, or `sim.live.LiveReplica`."""
-    world = _World(workload, replicas, router, knows_lengths)
+    world = _World(workload, replicas, router or LeastLoaded(), knows_lengths)
     run = Run(workload, list(replicas), world.records, world.gaps, world.fairness)
     try:
         world.run(watch or _watch_nothing)
@@ -84,7 +112,10 @@ def run_on(
 
 
 def _policy(policy: str | Callable[[], Policy], options: Mapping[str, Any] | None, spec: ReplicaSpec) -> Policy:
-    return make_policy(policy, options, cost=spec.cost) if isinstance(policy, str) else policy()
+    if not isinstance(policy, str):
+        return policy()
+    rungs = token_rungs(build_ladder(spec.max_num_seqs, spec.token_budget, spec.sequence_shards))
+    return make_policy(policy, options, cost=spec.cost, rungs=rungs)
 
 
 class _World:
@@ -103,6 +134,7 @@ class _World:
         self._children: dict[str, list[Call]] = {}
         self._left: dict[str, int] = {}  # parents that have not ended
         self._readers: dict[str, int] = {}  # calls that are still to be made of a call's tokens
+        self._open = Counter(call.program for call in workload.calls if call.program)  # calls that have not ended
         self._texts: dict[str, tuple[tuple[int, ...], int]] = {}  # of those: all tokens, and how many are the prompt
         for number, call in enumerate(workload.calls):
             parents = set(call.parents)
@@ -167,18 +199,17 @@ class _World:
         )
         index = 0
         if len(self._replicas) > 1:
-            index = self._router(request, [replica.snapshot(now_s) for replica in self._replicas], now_s)
+            index = self._router.route(request, [replica.snapshot(now_s) for replica in self._replicas], now_s)
         replica = self._replicas[index]
         record.replica = index
         if len(prompt) >= replica.spec.max_model_len:
             record.refused = f"a prompt of {len(prompt)} tokens, and max_model_len is {replica.spec.max_model_len}"
+            self._router.finish(call.call_id, 0)
             return
         if self.fairness is not None:
             self.fairness.arrive(call.client)
-        number = self._numbers[call.call_id]
-        seq_id = f"{call.call_id}/0#{number}"
-        answer = RowResult(token_id=-1 - number)
-        self._by_sequence[replica.add(request, seq_id, answer, call.output_tokens)] = record
+        token = RowResult(token_id=-1 - self._numbers[call.call_id])
+        self._by_sequence[replica.add(request, token, call.output_tokens)] = record
 
     def _prompt(self, call: Call) -> tuple[int, ...]:
         """The tokens of a call's prompt. Texts that nobody needs any more are forgotten."""
@@ -195,6 +226,15 @@ class _World:
                 del self._texts[other]
         return parts[0] if len(parts) == 1 else tuple(token for part in parts for token in part)
 
+    def _close(self, call: Call, now_s: float) -> None:
+        """One call of a program less; after the last everybody may forget the program."""
+        if call.program:
+            self._open[call.program] -= 1
+            if not self._open[call.program]:
+                self._router.end_program(call.program)
+                for replica in self._replicas:
+                    replica.scheduler.end_program(call.program, now_s)
+
     def _end(self, replica: Replica, item: Progress, now_s: float) -> None:
         sequence = item.sequence
         replica.forget(sequence)
@@ -202,6 +242,9 @@ class _World:
         record.finish, record.finish_s = item.finish, now_s
         record.num_cached, record.num_preemptions = sequence.num_cached, sequence.view.num_preemptions
         call = record.call
+        if len(self._replicas) > 1:
+            self._router.finish(call.call_id, record.num_output)
+        self._close(call, now_s)
         if self._readers.get(call.call_id):
             self._texts[call.call_id] = tuple(sequence.tokens), sequence.num_prompt
         for child in self._children.pop(call.call_id, ()):

@@ -3,21 +3,13 @@
 import random
 
 from jaxserve.cost.work import Work, decode_work, prompt_work, work_of, works_of
-from jaxserve.step import Row, StepPlan
+from jaxserve.step import Row, Seat, StepPlan
 
 
 def row(start: int, count: int, *, replica: int = 0, samples: bool = True, feeds_last: bool = False) -> Row:
     known = tuple(range(count - feeds_last))
-    return Row(
-        seq_id=f"{start}+{count}",
-        epoch=0,
-        replica=replica,
-        slot=0,
-        start=start,
-        token_ids=known,
-        feeds_last=feeds_last,
-        samples=samples,
-    )
+    seat = Seat(seq_id=f"{start}+{count}", replica=replica, slot=0)
+    return Row(seat, start, known, feeds_last, samples=samples)
 
 
 def test_decodes_and_chunks_are_counted_apart():

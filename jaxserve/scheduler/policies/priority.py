@@ -1,4 +1,4 @@
-"""Smaller `Request.priority` first, then by arrival: vLLM's `priority` policy."""
+"""Smaller priority first, then by arrival: vLLM's `priority` policy."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from jaxserve.scheduler.policy import Policy, View
 
 
 def _rank(view: View) -> tuple[float, float]:
-    return view.request.priority, view.arrival_s
+    return view.priority, view.arrival_s
 
 
 @dataclasses.dataclass(slots=True)
