@@ -172,6 +172,7 @@ def _make_engine(
             config.scheduling_policy,
             config.scheduling_options,
             cost=cost,
+            capacity=capacity,
             rungs=capacity.token_rungs,
         ),
         capacity,

@@ -287,7 +287,7 @@ def make_engine(
     capacity = Capacity(num_blocks, block_size, num_slots, rungs, max_model_len, num_replicas, num_host_blocks)
     executor = FakeExecutor(capacity)
     stores = [KVStore(num_blocks, block_size, caching=caching) for _ in range(num_replicas)]
-    made = make_policy(policy, options, cost=cost, rungs=rungs)
+    made = make_policy(policy, options, cost=cost, capacity=capacity, rungs=rungs)
     scheduler = Scheduler(stores, made, capacity, token_budget=budget, chunked=chunked, **scheduler_options)
     clock = VirtualClock()
     engine = Engine(
