@@ -36,7 +36,8 @@ def of_chip(
     bytes_share: float = BYTES_SHARE,
     host: Host = HOST,
 ) -> CostModel:
-    """The cost model of one replica of a model on `tensor * expert * sequence` devices of a chip.
+    """The cost model of one replica of a model on `tensor * expert * sequence` devices of a chip. Sliding windows are left
+    out: what such a layer does not read counts, too.
 
     Args:
       chip: of `pallas_kernels.chips`, or its name there.
