@@ -91,6 +91,7 @@ def test_the_scripts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "told, not fitted to:" in capsys.readouterr().out
     model = files.load(path)
     assert model.block_bytes == 2 * 4 * 2 * 32 * 4 * 32
+    assert model.swap_bytes_per_s == 4e9
     assert 0 < model.step_s(decode_work(1, 10)) < model.step_s(prompt_work(32, 64)) < 10
     told = tmp_path / "told.json"
     options = ["--scenes", "8", "--requests", "20", "--policies", "fcfs,priority", "-o", str(told)]
