@@ -122,7 +122,7 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         """Input tokens of the step, without padding."""
-        return sum(row.num_tokens for row in self.rows)
+        return sum([len(row.token_ids) + row.feeds_last for row in self.rows])
 
     @property
     def loads(self) -> tuple[Load, ...]:

@@ -204,7 +204,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--plot draws latency against rate", remedy="Give --rate several times, or --sweep")
     if args.workload_options and not args.workload:
         raise ConfigError("--workload-options are those of a generated workload", remedy="Give --workload NAME")
-    if not args.chip and not args.cost_model:
+    if not args.chip and not args.cost_file:
         raise ConfigError("give a --chip, or --cost-model FILE for this machine")
 
 
@@ -238,7 +238,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
             chip=chip,
             num_devices=args.devices,
             num_replicas=replicas,
-            cost_file=args.cost_model,
+            cost_file=args.cost_file,
             compiles=args.compiles,
         )
         price = prices[chip] * args.devices if chip in prices else None

@@ -9,9 +9,12 @@ from collections.abc import Iterator, Sequence
 
 
 class Node:
-    """One cached block. `children` is keyed by the token ids of the child's block."""
+    """One cached block. `children` is keyed by the token ids of the child's block.
 
-    __slots__ = ("block", "children", "depth", "key", "last_used", "num_uses", "parent")
+    `version` changes when a child is added or the node is removed: until then whoever ended here still does.
+    """
+
+    __slots__ = ("block", "children", "depth", "key", "last_used", "num_uses", "parent", "version")
 
     def __init__(self, key: tuple[int, ...], block: int, parent: "Node | None"):
         self.key = key
@@ -21,6 +24,7 @@ class Node:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.last_used: int = 0
         self.num_uses: int = 0
+        self.version: int = 0
 
 
 class PrefixTree:
@@ -48,11 +52,32 @@ class PrefixTree:
             found.append(node)
         return found
 
+    def root(self, namespace: str) -> Node:
+        """Where every prefix of a namespace begins. It is never removed."""
+        return self._roots.get(namespace) or self._roots.setdefault(namespace, Node((), -1, None))
+
+    def end(self, start: Node, tokens: Sequence[int], limit: int) -> Node:
+        """The last node that `match` would find, or the root: its depth is the number of blocks. Does not modify.
+
+        `start`: the root, or any earlier answer for the same tokens or a beginning of them. From there it is a few steps: a
+        node that is still here has all its parents, because only leaves are removed.
+        """
+        node, size = start, self._block_size
+        while node.parent is not None and (node.depth * size > limit or self._by_block.get(node.block) is not node):
+            node = node.parent
+        while node.children and (node.depth + 1) * size <= limit:
+            below = node.children.get(tuple(tokens[node.depth * size : (node.depth + 1) * size]))
+            if below is None:
+                break
+            node = below
+        return node
+
     def insert(self, namespace: str, parent: Node | None, tokens: tuple[int, ...], block: int) -> Node:
         """Add one block below `parent` (None: at the root), or return the node that already holds these tokens."""
-        above = parent or self._roots.setdefault(namespace, Node((), -1, None))
+        above = parent or self.root(namespace)
         node = above.children.get(tokens)
         if node is None:
+            above.version += 1
             node = above.children[tokens] = Node(tokens, block, above)
             self._by_block[block] = node
         return node
@@ -61,6 +86,7 @@ class PrefixTree:
         """Drop a leaf."""
         if node.children or node.parent is None:
             raise AssertionError("only a leaf can be removed from the prefix tree")
+        node.version += 1
         del node.parent.children[node.key]
         del self._by_block[node.block]
 

@@ -7,6 +7,7 @@ Only full blocks whose tokens are known are ever put in the tree, so a shared bl
 
 import heapq
 from collections.abc import Callable, Sequence, Set
+from typing import NamedTuple
 
 from jaxserve.errors import InvariantError
 from jaxserve.kv.evict import least_recently_used
@@ -14,6 +15,15 @@ from jaxserve.kv.prefix import Node, PrefixTree
 from jaxserve.step import BlockCopy
 
 Order = Callable[[Node], tuple[float, ...]]
+
+
+class Mark(NamedTuple):
+    """How much of a sequence is cached, and where in the prefix tree that ends. True as long as the node's version stays."""
+
+    num_tokens: int
+    node: Node
+    version: int
+    limit: int  # most tokens that were wanted
 
 
 class _Table:
@@ -78,6 +88,22 @@ class KVStore:
     def cached(self, tokens: Sequence[int], namespace: str = "", *, limit: int) -> int:
         """How many tokens `open` would find. Neither a use of them nor a change."""
         return len(self._match(tokens, namespace, limit)) * self.block_size
+
+    def mark(self, tokens: Sequence[int], namespace: str = "", *, limit: int, last: Mark | None = None) -> Mark:
+        """Like `cached`, for who asks again and again. `last`: the answer to the question before this one, when there were
+        the same tokens or fewer."""
+        if last is not None and last.node.version == last.version and last.limit == limit:
+            return last
+        start = self._tree.root(namespace) if last is None else last.node
+        end = self._tree.end(start, tokens, min(limit, len(tokens))) if self._caching else start
+        return Mark(end.depth * self.block_size, end, end.version, limit)
+
+    def num_idle(self, mark: Mark) -> int:
+        """Blocks of a marked prefix that nobody holds: so many fewer are available for other things when it is opened."""
+        node, count = mark.node, 0
+        while node.parent is not None and not self._holders[node.block]:  # who holds a block holds all before it
+            node, count = node.parent, count + 1
+        return count
 
     def open(self, seq_id: str, tokens: Sequence[int], namespace: str = "", *, limit: int) -> int:
         """Start a table with the longest cached prefix of `tokens`, at most `limit` tokens; returns its length.

@@ -11,6 +11,7 @@ for each (`replica.py`), and `placement.py` says who takes the next sequence.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
@@ -119,7 +120,8 @@ class Scheduler:
         self._accounts[sequence.seq_id] = account
         self._sequences[sequence.seq_id] = sequence
         self._waiting.append(sequence.view)
-        sequence.view.watch_cache(lambda: max(replica.cached(sequence) for replica in self._replicas))
+        lookups = [functools.partial(replica.cached, sequence) for replica in self._replicas]
+        sequence.view.watch_cache(lookups[0] if len(lookups) == 1 else lambda: max([look() for look in lookups]))
         self._policy.on_arrival(sequence.view, now_s)
 
     def finish(self, sequence: Sequence, now_s: float) -> None:
@@ -292,14 +294,12 @@ class Scheduler:
 
     def _admit(self, drafts: Seq[Draft], now_s: float) -> None:
         """Send waiting sequences to replicas, in the policy's order."""
-        if not any(self._may_admit(drafts[replica.index], replica) for replica in self._replicas):
+        vacant = self._vacant(drafts)
+        if not vacant:
             return
         running = [sequence.view for sequence in self._running]
         for view in self._policy.order(tuple(self._waiting), running, now_s):
             sequence = self._sequences[view.seq_id]
-            vacant = [r for r in self._replicas if self._may_admit(drafts[r.index], r)]
-            if not vacant:
-                break
             if sequence.num_pending or not sequence.wants_more or _awaits_parent(sequence):
                 continue
             if self._client_quota and self._accounts[view.seq_id].num_running >= self._client_quota:
@@ -308,9 +308,14 @@ class Scheduler:
             if draft is not None:
                 replica = self._replicas[sequence.replica]
                 self._extend(replica, draft, sequence, self._chunk(draft, sequence), now_s)
+            vacant = self._vacant(drafts)
+            if not vacant:  # known before the policy is asked for one more: that may change its state
+                break
 
-    def _may_admit(self, draft: Draft, replica: Replica) -> bool:
-        return draft.may_admit and (replica.has_slot or self._displaces)
+    def _vacant(self, drafts: Seq[Draft]) -> list[Replica]:
+        """Replicas that may take one more sequence in this step."""
+        replicas = zip(self._replicas, drafts, strict=True)
+        return [r for r, draft in replicas if draft.may_admit and (r.has_slot or self._displaces)]
 
     def _choices(self, vacant: list[Replica], sequence: Sequence) -> list[Replica]:
         """Where a waiting sequence may go.
@@ -330,7 +335,7 @@ class Scheduler:
         return [replica for replica in vacant if not replica.is_feeding(sequence.request)]
 
     def _place(self, drafts: Seq[Draft], choices: list[Replica], sequence: Sequence, now_s: float) -> Draft | None:
-        """Admit a sequence to the best replica that has room for it. If none has, nobody overtakes it there."""
+        """Admit a sequence to the best replica that has room for it. If none has, the policy says if others may overtake."""
         for replica in self._ranked(choices, sequence):
             draft = drafts[replica.index]
             arrival = replica.admit(sequence)
@@ -343,8 +348,9 @@ class Scheduler:
             if not isinstance(arrival, int):
                 self._welcome(draft, sequence, arrival, now_s)
                 return draft
-        for replica in choices:
-            drafts[replica.index].is_closed = True
+        if not self._policy.lets_pass(sequence.view, now_s):
+            for replica in choices:
+                drafts[replica.index].is_closed = True
         return None
 
     def _welcome(self, draft: Draft, sequence: Sequence, arrival: Arrival, now_s: float) -> None:

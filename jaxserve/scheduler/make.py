@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import types
 from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from jaxserve.config import SCHEDULING_POLICIES, reject_unknown
 from jaxserve.errors import ConfigError
@@ -42,8 +42,8 @@ def _check_type(policy: str, option: str, value: Any, hint: Any) -> None:
     allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in allowed:
         allowed = (*allowed, int)
-    plain = tuple(each for each in allowed if isinstance(each, type))
+    plain = tuple(kind for kind in (get_origin(each) or each for each in allowed) if isinstance(kind, type))
     is_good = isinstance(value, plain) and (bool in plain or not isinstance(value, bool)) and value == value
     if plain and not is_good:
-        names = " or ".join("None" if each is type(None) else each.__name__ for each in allowed)
+        names = " or ".join("None" if each is type(None) else each.__name__ for each in plain)
         raise ConfigError(f"option {option}={value!r:.60} of the scheduling policy {policy!r} must be a {names}")

@@ -83,6 +83,14 @@ class Policy:
         del view, running, now_s
         return None
 
+    def lets_pass(self, view: View, now_s: float) -> bool:
+        """Whether others may be admitted in this step past a waiting sequence that has just found no room.
+
+        Without an override nobody overtakes it. With one, a sequence that is large may wait for ever: set a limit.
+        """
+        del view, now_s
+        return False
+
     def token_budget(self, decodes: Decodes, most: int) -> int:
         """Tokens of the next step on one replica, at most `most`. Decodes are never left out for it."""
         del decodes

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxserve.kv.host import HostTier
-from jaxserve.kv.store import KVStore
+from jaxserve.kv.store import KVStore, Mark
 from jaxserve.request import Request, Task
 from jaxserve.scheduler.draft import Draft
 from jaxserve.scheduler.sequence import Sequence, State
@@ -59,9 +59,12 @@ class Replica:
 
     def cached(self, sequence: Sequence) -> int:
         """Tokens of a waiting sequence that would not have to be fed here."""
-        if self._may_fork(sequence):
+        if sequence.num_parked:
+            return sequence.num_parked if sequence.replica == self.index else 0
+        if sequence.parent is not None and self._may_fork(sequence):
             return _num_shared(sequence)
-        return self.store.cached(sequence.tokens, sequence.request.namespace, limit=_cache_limit(sequence))
+        cached = self._mark(sequence, self.store, self.index).num_tokens
+        return max(cached, self._num_copied(sequence, cached))
 
     def admit(self, sequence: Sequence) -> Arrival | int:
         """Give a waiting sequence a slot and a table: its parent's prompt, a cached prefix, its copies in host memory.
@@ -77,6 +80,9 @@ class Replica:
                 return 1
             copies = [copy._replace(replica=self.index) for copy in forked]
         else:
+            shortage = self._shortage(sequence) if self.running else 0
+            if not self._free_slots or shortage > 0:  # nothing to undo: policies may ask for many in one step
+                return max(shortage, 0)
             limit = _cache_limit(sequence)
             cached = store.open(seq_id, sequence.tokens, sequence.request.namespace, limit=limit)
             num_held = self._hold_copies(sequence, cached, limit)
@@ -106,6 +112,7 @@ class Replica:
             sequence.num_parked = 0
             self._let_go_of_copies(sequence)
         sequence.slot, sequence.seat = -1, None
+        sequence.marks.clear()  # more of it may come from the cache now: what was scored need not be computed again
 
     def park(self, sequence: Sequence) -> bool:
         """Copy a running sequence's blocks to host memory, to be taken away next. False: they have to be computed again."""
@@ -205,16 +212,19 @@ class Replica:
 
     def _hold_copies(self, sequence: Sequence, cached: int, limit: int) -> int:
         """Tokens that host memory has for a sequence and that the pool has not; 0: none, or computing them is quicker."""
-        host, size = self.host, self.store.block_size
-        if host is None:
-            return 0
         if sequence.num_parked:
             return sequence.num_parked
-        namespace = sequence.request.namespace
-        found = host.store.cached(sequence.tokens, namespace, limit=limit)
-        if found <= cached or not self._swap_rule((found - cached) // size, found - cached):
+        if self.host is None or not self._num_copied(sequence, cached):
             return 0
-        return host.hold(sequence.seq_id, sequence.tokens, namespace, limit)
+        return self.host.hold(sequence.seq_id, sequence.tokens, sequence.request.namespace, limit)
+
+    def _num_copied(self, sequence: Sequence, cached: int) -> int:
+        """Tokens of a waiting sequence that others have left in host memory; 0: no more than `cached`, or too few."""
+        if self.host is None:
+            return 0
+        found = self._mark(sequence, self.host.store, -1 - self.index).num_tokens
+        is_worth_it = found > cached and self._swap_rule((found - cached) // self.store.block_size, found - cached)
+        return found if is_worth_it else 0
 
     def _await_copies(self, sequence: Sequence, first: int) -> None:
         """The blocks from the `first` on come from host memory."""
@@ -235,12 +245,31 @@ class Replica:
             return False
         return not sequence.num_output
 
+    def _mark(self, sequence: Sequence, store: KVStore, key: int) -> Mark:
+        """What a store has cached of a waiting sequence. Asked for very often, so answers are kept."""
+        last = sequence.marks.get(key)
+        if last is None or last.version != last.node.version or len(sequence.tokens) > sequence.num_prompt:
+            limit = _cache_limit(sequence)
+            last = store.mark(sequence.tokens, sequence.request.namespace, limit=limit, last=last)
+            sequence.marks[key] = last
+        return last
+
+    def _shortage(self, sequence: Sequence) -> int:
+        """Blocks that a waiting sequence would lack if it took what is cached of it; negative: so many would be left."""
+        mark = self._mark(sequence, self.store, self.index)
+        new = self.store.blocks_for(sequence.num_total + 1) - mark.node.depth
+        return new + self.store.num_idle(mark) + self._promised() - self.store.num_available
+
     def _missing_blocks(self, sequence: Sequence) -> int:
         return self.store.blocks_for(sequence.num_total + 1) - len(self.store.table(sequence.seq_id))
 
     def _promised(self) -> int:
         """Blocks that prompts under way will still need, and a margin against preempting at once."""
-        return self._watermark + sum(max(self._missing_blocks(s), 0) for s in self.running if s.is_prefill)
+        promised = self._watermark
+        for s in self.running:  # `is_prefill` in full: this looks at everybody
+            if s.num_computed < s.num_prompt or (s.num_computed + 1 < s.num_total and s.num_left > 1):
+                promised += max(self._missing_blocks(s), 0)
+        return promised
 
 
 def _num_shared(sequence: Sequence) -> int:

@@ -2,6 +2,7 @@
 
 import enum
 
+from jaxserve.kv.store import Mark
 from jaxserve.request import Request, Task
 from jaxserve.scheduler.policy import View
 from jaxserve.step import Seat
@@ -23,6 +24,7 @@ class Sequence:
     __slots__ = (
         "bans",
         "epoch",
+        "marks",
         "max_len",
         "needs_host",
         "num_cached",
@@ -70,6 +72,7 @@ class Sequence:
         self.slot = -1
         self.seat: Seat | None = None  # as long as it runs
         self.epoch = 0
+        self.marks: dict[int, Mark] = {}  # by replica (-1 - replica: its host memory): what is cached of it
         self.num_scored = 0  # prompt positions whose log-probabilities are computed, or are being
         self.num_cached = 0  # prompt tokens that the prefix cache gave
         self.bans = bool(request.params.min_tokens or request.bad_word_ids)

@@ -75,9 +75,15 @@ class Steps:
     def sign(self, plan: StepPlan) -> None:
         """Make a plan part of the digest: who runs, from where, how many tokens, in which newest block; what is
         copied."""
-        rows = [(row.seat.seq_id, row.start, len(row.token_ids) + row.feeds_last, row.blocks[-1:]) for row in plan.rows]
-        moves = plan.swap_outs, plan.swap_ins, plan.prefetches, plan.copies
-        self.digest.update(repr((plan.index, rows, moves)).encode())
+        rows = plan.rows
+        numbers = array("q", [plan.index])
+        numbers.extend([row.start for row in rows])
+        numbers.extend([len(row.token_ids) + row.feeds_last for row in rows])
+        numbers.extend([row.blocks[-1] if row.blocks else -1 for row in rows])
+        self.digest.update(numbers.tobytes())
+        self.digest.update(" ".join([row.seat.seq_id for row in rows]).encode())
+        if plan.swap_outs or plan.swap_ins or plan.prefetches or plan.copies:
+            self.digest.update(repr((plan.swap_outs, plan.swap_ins, plan.prefetches, plan.copies)).encode())
 
 
 class Gaps:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.errors import InvariantError
+from jaxserve.executor.ladder import build_ladder, token_rungs
 from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.core import Progress
 from jaxserve.scheduler.make import make_policy
@@ -111,7 +112,10 @@ def run_on(
 
 
 def _policy(policy: str | Callable[[], Policy], options: Mapping[str, Any] | None, spec: ReplicaSpec) -> Policy:
-    return make_policy(policy, options, cost=spec.cost) if isinstance(policy, str) else policy()
+    if not isinstance(policy, str):
+        return policy()
+    rungs = token_rungs(build_ladder(spec.max_num_seqs, spec.token_budget, spec.sequence_shards))
+    return make_policy(policy, options, cost=spec.cost, rungs=rungs)
 
 
 class _World:

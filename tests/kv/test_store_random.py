@@ -20,6 +20,7 @@ class StoreWalk(RuleBasedStateMachine):
         self.store = KVStore(num_blocks, BLOCK, caching=caching, order=ORDERS[order])
         self.pool = [[None] * BLOCK for _ in range(num_blocks)]
         self.known, self.done, self.space = {}, {}, {}
+        self.asked = {}  # (tokens, namespace, limit) -> the last answer
         self.count = 0
 
     def pick(self, data):
@@ -38,6 +39,11 @@ class StoreWalk(RuleBasedStateMachine):
         assert found % BLOCK == 0
         assert len(self.store.table(name)) * BLOCK == found
         self.known[name], self.done[name], self.space[name] = tokens, found, namespace
+
+    @rule(tokens=TOKENS, namespace=st.sampled_from(("", "other")), limit=st.integers(0, 14))
+    def ask(self, tokens, namespace, limit):
+        """From now on, ask this again after each step."""
+        self.asked.setdefault((tuple(tokens), namespace, limit))
 
     @precondition(lambda self: self.known)
     @rule(data=st.data(), count=st.integers(1, 6), registers=st.booleans())
@@ -108,6 +114,15 @@ class StoreWalk(RuleBasedStateMachine):
         for name, tokens in self.known.items():
             table, done = self.store.table(name), self.done[name]
             assert [self.pool[table[p // BLOCK]][p % BLOCK] for p in range(done)] == tokens[:done]
+
+    @invariant()
+    def who_asks_again_is_told_what_a_walk_from_the_root_would_find(self):
+        for (tokens, namespace, limit), last in getattr(self, "asked", {}).items():
+            mark = self.store.mark(tokens, namespace, limit=limit, last=last)
+            assert mark.num_tokens == self.store.cached(tokens, namespace, limit=limit)
+            longer = self.store.mark([*tokens, 0, 1, 0], namespace, limit=limit + 3, last=mark)
+            assert longer.num_tokens == self.store.cached([*tokens, 0, 1, 0], namespace, limit=limit + 3)
+            self.asked[tokens, namespace, limit] = mark
 
     @invariant()
     def namespaces_never_share_a_block(self):

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from jaxserve.clock import VirtualClock
 from jaxserve.engine import Engine
+from jaxserve.executor.ladder import build_ladder
 from jaxserve.kv.store import KVStore
 from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.make import make_policy
 from jaxserve.scheduler.policy import Policy
+from jaxserve.scheduler.swap import swap_rule
 from jaxserve.sim.call import END, After, Said, Span, Workload
 from jaxserve.sim.executor import Answer, SimExecutor
 from jaxserve.sim.replica import ReplicaSpec
@@ -74,11 +76,19 @@ def test_plans_are_those_of_the_engine(seed, overlap, mode):
 
 
 def _plans_of_engine(workload: Workload, here: ReplicaSpec) -> list[StepPlan]:
-    like = simulate(work(call("x")), [here]).replicas[0]  # for its sizes
-    clock, capacity = VirtualClock(), like.executor.capacity()
-    executor = Watched(capacity, like.executor._ladder, here.cost, clock, overlap=here.overlap)
+    clock = VirtualClock()
+    capacity = simulate(work(call("x")), [here]).replicas[0].executor.capacity()
+    executor = Watched(
+        capacity, build_ladder(here.max_num_seqs, here.token_budget), here.cost, clock, overlap=here.overlap
+    )
     store = KVStore(here.num_blocks, here.block_size)
-    scheduler = Scheduler([store], make_policy("fcfs"), capacity, token_budget=here.token_budget, swap_rule=like._swaps)
+    scheduler = Scheduler(
+        [store],
+        make_policy("fcfs"),
+        capacity,
+        token_budget=here.token_budget,
+        swap_rule=swap_rule(here.preemption_mode, here.cost),
+    )
     engine = Engine(
         scheduler,
         executor,
