@@ -16,16 +16,18 @@ examples:
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from jaxserve.cli.flags import add_dataclass_flags, given, json_object
 from jaxserve.cli.replicas import HERE, replica_specs
+from jaxserve.cluster.router import ROUTERS, make_router
 from jaxserve.config import SCHEDULING_POLICIES, EngineConfig, reject_unknown
 from jaxserve.errors import ConfigError
 from jaxserve.model_source import config_of
@@ -68,11 +70,13 @@ BURST = 0.05  # of the time that a run takes: what arrives within it comes at on
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """One line of a comparison: a policy on a layout of devices."""
+    """One line of a comparison: a policy and a router on a layout of devices."""
 
     name: str
     policy: str
     options: Mapping[str, Any]
+    router: str
+    router_options: Mapping[str, Any]
     specs: list[ReplicaSpec]
     price_per_h: float | None
 
@@ -93,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cost-model",
+        dest="cost_file",
         metavar="FILE",
         help="step times fitted by scripts/calibrate.py, instead of the chip's data sheet",
     )
@@ -127,6 +132,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME[:JSON]",
         help=f"{', '.join(SCHEDULING_POLICIES)}; may be repeated (default: fcfs)",
+    )
+    group.add_argument(
+        "--router",
+        action="append",
+        metavar="NAME[:JSON]",
+        help=f"which of several replicas takes a call: {', '.join(ROUTERS)}; may be repeated (default: least_loaded)",
+    )
+    group.add_argument(
+        "--snapshot-age",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="seconds between two looks of the router (default: 0)",
     )
     group = parser.add_argument_group("what is asked")
     group.add_argument("--slo-ttft", type=float, metavar="X", help="seconds to the first token")
@@ -166,7 +184,9 @@ def run(args: argparse.Namespace) -> int:
                 left_out = save_chrome_trace(done, args.chrome_trace, name)
                 if left_out:
                     print(f"{args.chrome_trace} ends early: {left_out:,} steps are too many for it", file=sys.stderr)
-            reports[name] = {"case": case.name, "policy": case.policy, "rate": rate} | report(done, slo)
+            reports[name] = {"case": case.name, "policy": case.policy, "router": case.router, "rate": rate} | report(
+                done, slo
+            )
             is_partial = done.is_partial
             if is_partial:
                 break
@@ -196,6 +216,10 @@ def _check(args: argparse.Namespace) -> None:
     for flag, value in [*limits, *(("--rate", rate) for rate in args.rate or ())]:
         if value is not None and not 0 < value < 1e9:
             raise ConfigError(f"{flag} {value:g} must be a positive number")
+    if not 0 <= args.snapshot_age < 1e9:
+        raise ConfigError(f"--snapshot-age {args.snapshot_age:g} must be 0 or a positive number of seconds")
+    if (args.router or args.snapshot_age) and max(args.replicas or [1]) == 1:
+        raise ConfigError("a router chooses among replicas, and there is one", remedy="Raise --replicas")
     if not 0 < args.slo_share <= 1:
         raise ConfigError(f"--slo-share {args.slo_share:g} must lie between 0 and 1")
     if args.sweep and all(value is None for _, value in limits):
@@ -228,7 +252,10 @@ def _cases(args: argparse.Namespace) -> list[Case]:
     config = EngineConfig(**given(args, EngineConfig))
     cfg = config_of(args.model)
     prices = dict(_prices(args.price))
-    policies = [_policy(text) for text in args.policy or ["fcfs"]]
+    policies = [_named("--policy", text, SCHEDULING_POLICIES) for text in args.policy or ["fcfs"]]
+    routers = [_named("--router", text, ROUTERS) for text in args.router or ["least_loaded"]]
+    for router in routers:
+        make_router(router.name, router.options)
     layouts = [(chip, replicas) for chip in args.chip or [HERE] for replicas in args.replicas or [1]]
     cases = list[Case]()
     for chip, replicas in layouts:
@@ -243,21 +270,29 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         )
         price = prices[chip] * args.devices if chip in prices else None
         where = f"{replicas} x {specs[0].engine_type}" if len(layouts) > 1 else ""
-        for text, (policy, options) in zip(args.policy or ["fcfs"], policies, strict=True):
-            make_policy(policy, options, cost=specs[0].cost)  # a mistake in an option is told before anything runs
-            name = " ".join(filter(None, (text if len(policies) > 1 or not where else "", where)))
-            cases.append(Case(name, policy, options, specs, price))
+        for policy in policies:
+            make_policy(policy.name, policy.options, cost=specs[0].cost)  # a mistake is told before anything runs
+        for policy, router in itertools.product(policies, routers):
+            told = [policy.text] * (len(policies) > 1) + [router.text] * (len(routers) > 1)
+            name = " ".join(filter(None, (*told, where))) or policy.text
+            cases.append(Case(name, policy.name, policy.options, router.name, router.options, specs, price))
     return cases
 
 
-def _policy(text: str) -> tuple[str, dict[str, Any]]:
+class _Named(NamedTuple):
+    text: str
+    name: str
+    options: dict[str, Any]
+
+
+def _named(flag: str, text: str, known: Sequence[str]) -> _Named:
     """`dlpm:{"quantum": 5000}` -> its name and options."""
     name, _, options = text.partition(":")
-    reject_unknown([name], SCHEDULING_POLICIES, what="scheduling policy")
+    reject_unknown([name], known, what=flag.lstrip("-"))
     try:
-        return name, json_object((str, Any))(options) if options else {}
+        return _Named(text, name, json_object((str, Any))(options) if options else {})
     except argparse.ArgumentTypeError as error:
-        raise ConfigError(f"--policy {text}: {error}") from None
+        raise ConfigError(f"{flag} {text}: {error}") from None
 
 
 def _prices(texts: Sequence[str]) -> Iterator[tuple[str, float]]:
@@ -283,7 +318,17 @@ def _simulate(args: argparse.Namespace, case: Case, workload: Workload, name: st
             bar.set_postfix_str(f"{now_s:,.0f} s simulated", refresh=False)
             bar.update(ended)
 
-        return simulate(workload, case.specs, case.policy, case.options, knows_lengths=args.knows_lengths, watch=watch)
+        return simulate(
+            workload,
+            case.specs,
+            case.policy,
+            case.options,
+            router=case.router,
+            router_options=case.router_options,
+            snapshot_s=args.snapshot_age,
+            knows_lengths=args.knows_lengths,
+            watch=watch,
+        )
 
 
 def _sweep(args: argparse.Namespace, workload: Workload, cases: list[Case], slo: Slo) -> int:
@@ -297,7 +342,9 @@ def _sweep(args: argparse.Namespace, workload: Workload, cases: list[Case], slo:
                 done = _simulate(args, case, faster, f"{case.name} at {rate:.3g}/s")
                 if done.is_partial:
                     raise KeyboardInterrupt
-                facts = {"case": case.name, "policy": case.policy, "rate": rate} | report(done, slo)
+                facts = {"case": case.name, "policy": case.policy, "router": case.router, "rate": rate} | report(
+                    done, slo
+                )
                 reports.append(facts)
                 is_burst = max(call.arrival_s for call in faster.calls) < BURST * done.end_s
                 return Trial(rate, facts["slo"]["share"], is_burst)
