@@ -271,7 +271,9 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         price = prices[chip] * args.devices if chip in prices else None
         where = f"{replicas} x {specs[0].engine_type}" if len(layouts) > 1 else ""
         for policy in policies:
-            make_policy(policy.name, policy.options, cost=specs[0].cost)  # a mistake is told before anything runs
+            make_policy(  # a mistake is told before anything runs
+                policy.name, policy.options, cost=specs[0].cost, capacity=specs[0].capacity
+            )
         for policy, router in itertools.product(policies, routers):
             told = [policy.text] * (len(policies) > 1) + [router.text] * (len(routers) > 1)
             name = " ".join(filter(None, (*told, where))) or policy.text
