@@ -81,8 +81,8 @@ def run(options: Options) -> Section:
         "affinity is not in the paper.",
         tables=[Table(caption="Means over seeds, smallest and largest in brackets:", lines=lines)],
         pictures={picture.save(figure, options.pictures / "autellix_balancer.png"): "Program latency, by rate"},
-        verdict=f"With long contexts programs are {min(least):.2f} to {max(turned):.2f} times faster than with round robin and "
-        "least loaded. " + VERDICT,
+        verdict=f"With long contexts programs are {min(least):.2f} to {max(turned):.2f} times faster than with round robin "
+        "and least loaded. " + VERDICT,
     )
 
 

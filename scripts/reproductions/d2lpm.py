@@ -80,8 +80,8 @@ def run(options: Options) -> Section:
     return Section(
         title="D2LPM: fair over replicas, and kind to their caches",
         claim="Per-client latency up to 7.18 times lower than that of the distributed baseline (D2LPM), throughput up to "
-        "2.87 times that of VTC (DLPM on one engine) (Cao et al., 2025, arXiv 2501.14312; Llama-3.1-8B and 3.2-3B on A100 and "
-        "A10G, baselines VTC, round robin + LPM, Preble).",
+        "2.87 times that of VTC (DLPM on one engine) (Cao et al., 2025, arXiv 2501.14312; Llama-3.1-8B and 3.2-3B on A100 "
+        "and A10G, baselines VTC, round robin + LPM, Preble).",
         setup=f"Four replicas of the reference model (8B on an A100), each with 60,000 tokens of KV, 64 sequences at once. "
         f"{TENANTS['clients']} clients with {TENANTS['documents']} documents of 3,000 tokens each (together 180,000, so no "
         f"replica can hold all), 30 to 120 tokens of question, 20 to 80 of answer; the first client sends "

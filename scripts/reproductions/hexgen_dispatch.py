@@ -113,8 +113,8 @@ def run(options: Options) -> Section:
                 figure, options.pictures / "hexgen_dispatch.png"
             ): "Deadline that is kept, against rate and alpha"
         },
-        verdict=f"Against round robin the deadline is {min(gains):.1f} to {max(gains):.1f} times tighter. The tuned alpha is "
-        f"{loss:.0%} worse than the best one on held-out traces. " + VERDICT,
+        verdict=f"Against round robin the deadline is {min(gains):.1f} to {max(gains):.1f} times tighter. The tuned alpha "
+        f"is {loss:.0%} worse than the best one on held-out traces. " + VERDICT,
     )
 
 
