@@ -87,8 +87,8 @@ def run(options: Options) -> Section:
     return Section(
         title="Llumnix: dispatch by freeness",
         claim="Against round robin, prefill latency 26.6 times shorter in the mean and 34.4 times at p99; against a "
-        "dispatcher that knows loads (INFaaS++), 2.2 and 5.5 times (real lengths), 7.7 and 14.8 times (generated ones); urgent "
-        "requests' prefill 2.9 to 8.6 times faster, others at most 4.5 % slower. All with live migration of running "
+        "dispatcher that knows loads (INFaaS++), 2.2 and 5.5 times (real lengths), 7.7 and 14.8 times (generated ones); "
+        "urgent requests' prefill 2.9 to 8.6 times faster, others at most 4.5 % slower. All with live migration of running "
         "requests (Sun et al., OSDI 2024, arXiv 2406.03243; numbers from the claims of its artifact: 16 A10, LLaMA-7B).",
         setup="**Dispatch only: migration is not written yet.** Four replicas of the reference model (8B on an A100), each "
         f"with {POOL:,} tokens of KV; Pareto lengths of prompts and answers (exponent 0.9, 16 to 6,000 tokens), Poisson "
