@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import os
+import signal
 
 import pytest
 from hypothesis import given, settings
@@ -304,18 +306,24 @@ def test_work_that_is_left_falls_as_it_is_done_and_is_guessed_from_calls_of_the_
     assert len(set(work_s[2])) > 40  # a little less with each token
 
 
-def test_an_interrupted_simulation_keeps_what_it_has():
+@pytest.mark.parametrize("is_signal", [True, False])
+def test_an_interrupted_simulation_keeps_what_it_has(is_signal):
+    """By Ctrl-C, or by who watches."""
     ended = []
 
     def watch(count, now_s):
         ended.append((count, now_s))
         if len(ended) == 3:
-            raise KeyboardInterrupt
+            if not is_signal:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     run = simulate(traffic(1), [spec()], watch=watch)
     assert run.is_partial
     assert sum(record.finish_s is not None for record in run.records) == sum(count for count, _ in ended)
-    assert run.end_s == ended[-1][1]
+    assert (len(ended), run.end_s) == (3, ended[-1][1])
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 class Never(Policy):
