@@ -228,7 +228,7 @@ class _World:
         replica.forget(sequence)
         record = self._by_sequence.pop(sequence.seq_id)
         record.finish, record.finish_s = item.finish, now_s
-        record.num_cached, record.num_preemptions = sequence.num_cached, sequence.view.num_preemptions
+        record.num_preemptions = sequence.view.num_preemptions
         call = record.call
         if len(self._replicas) > 1:
             self._router.finish(call.call_id, record.num_output)
