@@ -103,6 +103,11 @@ class Replica:
         """Whether a sequence has not ended, or a step is under way."""
         return bool(self._work) or self._pipeline.is_busy
 
+    @property
+    def is_stepping(self) -> bool:
+        """Whether a step is under way."""
+        return self._pipeline.is_busy
+
     def idle_until(self, now_s: float) -> None:
         """Wait for work."""
         self._time.advance(max(now_s - self._time.now_s(), 0.0))

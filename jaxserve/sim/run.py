@@ -152,9 +152,10 @@ class _World:
                 self._end(replica, item, now_s)
             if ended:
                 watch(len(ended), now_s)
-            polls = 0 if now_s > before_s else polls + 1
-            if not polls:
+            if progress or replica.is_stepping or now_s > before_s:
+                polls = 0
                 continue
+            polls += 1
             if polls > _MOST_POLLS:
                 raise InvariantError("sequences wait, and the policy admits none of them")
             replica.idle_until(min(next_s, now_s + _POLL_S))

@@ -26,7 +26,7 @@ from jaxserve.sim.run import Run, simulate
 from jaxserve.sim.workload import generate
 from jaxserve.step import RowResult, StepPlan
 from tests.fakes import FakeExecutor
-from tests.sim.rigs import call, cost, spec, work
+from tests.sim.rigs import SLOW, call, cost, spec, work
 
 
 class Watched(SimExecutor):
@@ -174,6 +174,13 @@ def test_one_call_by_hand():
     known = simulate(work(call("a", 48, 4, arrival_s=1.0)), [spec()], knows_lengths=True)
     assert known.records[0].finish_s == record.finish_s
     assert known.replicas[0].scheduler.counters.wasted_rows == 0, "who knows the length plans no step too many"
+
+
+def test_steps_shorter_than_a_poll_follow_each_other():
+    """With a host that takes no time nothing passes between the first step and the plan of the second."""
+    quick = dataclasses.replace(SLOW.device, flop_per_s=1e6)
+    (record,) = simulate(work(call("a", 16, 5)), [spec(cost=cost(device=quick))]).records
+    assert record.finish_s == pytest.approx((16 + 4) * 1e-6)
 
 
 def test_the_limit_that_the_scheduler_knows_ends_an_answer():
