@@ -136,7 +136,7 @@ class Replica:
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended."""
-        del self._work[sequence.seq_id]
+        del self._work[sequence.seq_id], self._answers[sequence.seq_id]
         stage, length = sequence.request.stage, len(sequence.tokens) - sequence.num_prompt
         guess = self._guesses.setdefault(stage, float(length))
         self._guesses[stage] = guess + _RECENT * (length - guess)

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import heapq
+import itertools
 import math
 import signal
 import threading
@@ -213,7 +214,7 @@ class _World:
             self._readers[other] -= 1
             if not self._readers[other]:
                 del self._texts[other]
-        return parts[0] if len(parts) == 1 else tuple(token for part in parts for token in part)
+        return parts[0] if len(parts) == 1 else tuple(itertools.chain.from_iterable(parts))
 
     def _close(self, call: Call, now_s: float) -> None:
         """One call of a program less; after the last everybody may forget the program."""
