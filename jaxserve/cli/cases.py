@@ -54,7 +54,7 @@ def make_cases(args: argparse.Namespace) -> list[Case]:
         price = prices[chip] * args.devices if chip in prices else None
         where = f"{replicas} x {specs[0].engine_type}" if len(layouts) > 1 else ""
         for policy in policies:
-            make_policy(policy.name, policy.options, cost=specs[0].cost)  # a mistake is told before anything runs
+            _try(policy, specs[0])
         for policy, router in itertools.product(policies, routers):
             told = [policy.text] * (len(policies) > 1) + [router.text] * (len(routers) > 1)
             name = " ".join(filter(None, (*told, where))) or policy.text
@@ -89,3 +89,9 @@ def _prices(texts: Sequence[str]) -> Iterator[tuple[str, float]]:
         if not 0 <= price < 1e9:
             raise ConfigError(f"--price {text} must be like {chip}=1.2, what a device costs for an hour")
         yield chip, price
+
+
+def _try(policy: _Named, spec: ReplicaSpec) -> None:
+    """A mistake in a policy's options is told before anything runs."""
+    capacity = spec.capacity
+    make_policy(policy.name, policy.options, cost=spec.cost, capacity=capacity, rungs=capacity.token_rungs)
