@@ -33,6 +33,20 @@ CONFIGS = st.fixed_dictionaries(
         "caching": st.sampled_from((True, True, False)),
     }
 )
+# Options that bring out what the defaults rarely do in so short a time.
+VARIANTS = {
+    "lpm": [{}, {"window": 2, "patience_s": 0.1}],
+    "vtc": [{}, {"strict": True}, {"weights": {"a": 5.0}, "patience_s": 0.1}],
+    "dlpm": [{}, {"quantum": 9.0, "window": 3}, {"quantum": 0.01, "patience_s": 0.1}],
+    "plas": [{}, {"first_bound": 3.0, "window": 1}],
+    "atlas": [{}, {"first_bound": 3.0, "window": 1, "prefill_weight": 1.0}],
+    "mlfq": [{}, {"first_bound": 3.0, "window": 1, "levels": 2}],
+    "fastswitch": [{"trace": "random", "frequency": 0.5, "residency": 1}, {"keep_copies": False}],
+    "hexgen": [{}, {"mode": "least_slack", "patience_s": 0.5}],
+    "batchllm": [{}, {"future_share": 0.5}, {"max_pinned_share": 0.1}],
+    "sarathi": [{}, {"tbt_s": 0.01}],
+    "splitfuse": [{}, {"tokens": 4}],
+}
 STRANGE = "\n\x00" + "é" * 300  # clients name themselves
 
 
@@ -78,8 +92,9 @@ class Run:
 
         def watched(drafts, now_s):
             misfits.clear()
+            num_displaced = scheduler.counters.displaced
             admit(drafts, now_s)
-            if not self.holds_back:
+            if not self.holds_back and scheduler.counters.displaced == num_displaced:  # else its quota has room again
                 self._check_nobody_could_have_come(drafts, misfits)
 
         def noted(view, now_s):
@@ -114,6 +129,8 @@ class Run:
                 self._take(rig.engine.abort(victim := rng.choice(alive)), victim)
             if rng.random() < 0.05:
                 rig.engine.end_program(rng.choice("pqs"))
+            if alive and rng.random() < 0.05:
+                rig.engine.set_priority(rng.choice(alive), rng.randint(-3, 3))
             if rng.random() < self.failing:
                 rig.executor.fail_next = rng.choice(("dispatch", "collect"))
             self._step()
@@ -162,6 +179,7 @@ class Run:
         self._check_accounts()
         for program in ("p", "q", "s"):
             self.rig.engine.end_program(program)
+        scheduler._policy.tick(self.rig.clock.now_s() + 1e6)
         left = names_in(scheduler._policy, {f"{r.request_id}/" for r in self.requests})
         assert len(left) <= self.config["num_slots"], f"the policy still knows {sorted(left)}"
 
