@@ -111,9 +111,8 @@ class FakeExecutor:
         assert plan.rows, "an empty plan"
         slots, ids = [_slot(row) for row in plan.rows], [row.seq_id for row in plan.rows]
         targets = [(copy.replica, copy.target) for copy in plan.copies]
-        outs = [(out.replica, out.host) for out in plan.swap_outs]
         ins = [(swap.replica, swap.device) for swap in plan.swap_ins]
-        for values in (slots, ids, targets, outs, ins):
+        for values in (slots, ids, targets, ins):
             assert len(set(values)) == len(values), f"twice in one plan: {values}"
         for out in plan.swap_outs:
             self._host[out.replica, out.host] = list(self._pool[out.replica, out.device])

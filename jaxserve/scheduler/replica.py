@@ -123,14 +123,18 @@ class Replica:
             return False
         if not self._swap_rule(self.store.blocks_for(num_computed), num_computed):
             return False
-        if not self._copy_out(sequence):
+        if not self._copy_out(sequence, num_computed):
             return False
         sequence.num_parked = num_computed
         return True
 
     def keep_copy(self, sequence: Sequence) -> None:
-        """Copy a sequence that has ended to host memory, if there is room, for requests that begin like it."""
-        if self.host is not None and not self.host.holds(sequence.seq_id) and self._copy_out(sequence):
+        """Copy whole blocks of a sequence that has ended to host memory, if there is room, for requests that begin like
+        it."""
+        if self.host is None or self.host.holds(sequence.seq_id):
+            return
+        num_known = min(sequence.num_computed, len(sequence.tokens))
+        if self._copy_out(sequence, num_known // self.store.block_size * self.store.block_size):
             self.host.store.release(sequence.seq_id)
 
     def forget(self, sequence: Sequence) -> None:
@@ -202,10 +206,10 @@ class Replica:
         if self.host is not None:
             self.host.store.check()
 
-    def _copy_out(self, sequence: Sequence) -> bool:
+    def _copy_out(self, sequence: Sequence, num_tokens: int) -> bool:
         assert self.host is not None
         table = self.store.table(sequence.seq_id)
-        tokens = sequence.tokens[: sequence.num_computed]
+        tokens = sequence.tokens[:num_tokens]
         swaps = self.host.park(sequence.seq_id, tokens, sequence.request.namespace, table, self.index)
         if swaps is None:
             return False

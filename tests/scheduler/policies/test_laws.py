@@ -225,10 +225,15 @@ def names_in(thing: Any, prefixes: set[str], depth: int = 6) -> set[str]:
     return {name for part in parts for name in names_in(part, prefixes, depth - 1)}
 
 
+def with_options(data, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"options": data.draw(st.sampled_from(VARIANTS.get(name, [{}])))}
+
+
 @pytest.mark.parametrize("name", SCHEDULING_POLICIES)
-@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow], report_multiple_bugs=False)
-@given(config=CONFIGS, seed=st.integers(0, 1 << 32))
-def test_answers_end_are_right_and_leave_nothing_behind(name, config, seed):
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow], report_multiple_bugs=False)
+@given(data=st.data(), config=CONFIGS, seed=st.integers(0, 1 << 32))
+def test_answers_end_are_right_and_leave_nothing_behind(name, data, config, seed):
+    config = with_options(data, name, config)
     run = Run(name, config, seed, 24)
     run.play()
     run.check()
@@ -238,9 +243,10 @@ def test_answers_end_are_right_and_leave_nothing_behind(name, config, seed):
 
 
 @pytest.mark.parametrize("name", SCHEDULING_POLICIES)
-@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow], report_multiple_bugs=False)
-@given(config=CONFIGS, seed=st.integers(0, 1 << 32))
-def test_failing_steps_end_some_and_disturb_nobody_else(name, config, seed):
+@settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow], report_multiple_bugs=False)
+@given(data=st.data(), config=CONFIGS, seed=st.integers(0, 1 << 32))
+def test_failing_steps_end_some_and_disturb_nobody_else(name, data, config, seed):
+    config = with_options(data, name, config)
     run = Run(name, config, seed, 16, failing=0.05)
     run.play()
     run.check()
@@ -248,9 +254,10 @@ def test_failing_steps_end_some_and_disturb_nobody_else(name, config, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULING_POLICIES)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], report_multiple_bugs=False)
-@given(config=CONFIGS, seed=st.integers(0, 1 << 32), failing=st.sampled_from((0.0, 0.05)))
-def test_many_runs(name, config, seed, failing):
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], report_multiple_bugs=False)
+@given(data=st.data(), config=CONFIGS, seed=st.integers(0, 1 << 32), failing=st.sampled_from((0.0, 0.05)))
+def test_many_runs(name, data, config, seed, failing):
+    config = with_options(data, name, config)
     run = Run(name, config, seed, 40, failing=failing)
     run.play()
     run.check()
