@@ -4,9 +4,10 @@ import dataclasses
 import difflib
 import functools
 import os
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxserve.errors import ConfigError
 
@@ -162,6 +163,34 @@ def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> 
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}" if near else f"Known: {', '.join(known)}"
             raise ConfigError(f"unknown {what} {name!r}", remedy=hint + ("?" if near else ""))
+
+
+def from_options(cls: type[T], options: Mapping[str, Any] | None, *, what: str, **parts: Any) -> T:
+    """A dataclass made of options that users gave by name, for `what`: "router 'd2lpm'".
+
+    `parts` are no options; it gets those that it has a field for.
+
+    Raises:
+      ConfigError: no such option, or a value of the wrong type.
+    """
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]  # pyright: ignore[reportArgumentType]
+    options = dict(options or {})
+    reject_unknown(options, [field for field in fields if field not in parts], what=f"option of the {what}:")
+    hints = get_type_hints(cls)
+    for name, value in options.items():
+        _check_type(what, name, value, hints[name])
+    return cls(**options, **{part: value for part, value in parts.items() if part in fields})
+
+
+def _check_type(what: str, option: str, value: Any, hint: Any) -> None:
+    allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in allowed:
+        allowed = (*allowed, int)
+    plain = tuple(kind for kind in (get_origin(each) or each for each in allowed) if isinstance(kind, type))
+    is_good = isinstance(value, plain) and (bool in plain or not isinstance(value, bool)) and value == value
+    if plain and not is_good:
+        names = " or ".join("None" if each is type(None) else each.__name__ for each in plain)
+        raise ConfigError(f"option {option}={value!r:.60} of the {what} must be a {names}")
 
 
 def processes_of_environment() -> tuple[str | None, int | None, int | None]:

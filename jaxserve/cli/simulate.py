@@ -6,11 +6,11 @@ make a curve; --sweep finds the highest rate that keeps the SLO.
 
 examples:
   jaxserve simulate --model llama-3.1-8b --chip h100 --trace azure_conv.csv --max-num-seqs 256
-  jaxserve simulate --model llama-3.1-8b --chip v5e --devices 8 --replicas 2 --workload chains --rate 2 --policy fcfs
-  --policy plas jaxserve simulate --model llama-3.1-8b --chip h100 --workload tenants --policy vtc --policy
-  'dlpm:{"quantum": 5000}' --json jaxserve simulate --model llama-3.1-8b --chip v5e --chip v6e --devices 4 --workload
-  sharegpt --sweep --slo-ttft 1 --slo-tpot 0.05 \\
-      --price v5e=1.2 --price v6e=2.7 --plot rates.png
+  jaxserve simulate --model llama-3.1-8b --chip v5e --devices 8 --replicas 2 --workload chains --rate 2 \\
+      --policy fcfs --policy plas
+  jaxserve simulate --model llama-3.1-8b --chip h100 --workload tenants --policy vtc --policy 'dlpm:{"quantum": 5000}'
+  jaxserve simulate --model llama-3.1-8b --chip v5e --chip v6e --devices 4 --workload sharegpt --sweep \\
+      --slo-ttft 1 --slo-tpot 0.05 --price v5e=1.2 --price v6e=2.7 --plot rates.png
 """
 
 import argparse
@@ -24,17 +24,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jaxserve.cli.flags import add_dataclass_flags, given, json_object
-from jaxserve.cli.replicas import HERE, replica_specs
-from jaxserve.config import SCHEDULING_POLICIES, EngineConfig, reject_unknown
+from jaxserve.cli.cases import Case, make_cases
+from jaxserve.cli.flags import add_dataclass_flags, json_object
+from jaxserve.cli.replicas import HERE
+from jaxserve.cluster.router import ROUTERS
+from jaxserve.config import SCHEDULING_POLICIES, EngineConfig
 from jaxserve.errors import ConfigError
-from jaxserve.model_source import config_of
 from jaxserve.pallas_kernels.chips import CHIPS
-from jaxserve.scheduler.make import make_policy
 from jaxserve.sim.call import Workload
 from jaxserve.sim.chrome import save_chrome_trace
 from jaxserve.sim.plot import check_matplotlib, plot
-from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import Slo, report
 from jaxserve.sim.run import Run, simulate
 from jaxserve.sim.sweep import Capacity, Trial, highest_rate
@@ -66,17 +65,6 @@ EXIT_INTERRUPTED = 130
 BURST = 0.05  # of the time that a run takes: what arrives within it comes at once
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Case:
-    """One line of a comparison: a policy on a layout of devices."""
-
-    name: str
-    policy: str
-    options: Mapping[str, Any]
-    specs: list[ReplicaSpec]
-    price_per_h: float | None
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="MODEL", help="published shape, bundled name, folder, hub id")
     group = parser.add_argument_group("devices")
@@ -93,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cost-model",
+        dest="cost_file",
         metavar="FILE",
         help="step times fitted by scripts/calibrate.py, instead of the chip's data sheet",
     )
@@ -128,6 +117,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:JSON]",
         help=f"{', '.join(SCHEDULING_POLICIES)}; may be repeated (default: fcfs)",
     )
+    group.add_argument(
+        "--router",
+        action="append",
+        metavar="NAME[:JSON]",
+        help=f"which of several replicas takes a call: {', '.join(ROUTERS)}; may be repeated (default: least_loaded)",
+    )
+    group.add_argument(
+        "--snapshot-age",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="seconds between two looks of the router (default: 0)",
+    )
     group = parser.add_argument_group("what is asked")
     group.add_argument("--slo-ttft", type=float, metavar="X", help="seconds to the first token")
     group.add_argument("--slo-tpot", type=float, metavar="X", help="seconds per token after the first, mean of a call")
@@ -152,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     workload = _workload(args)
     if args.save_trace:
         save_trace(workload, args.save_trace)
-    cases = _cases(args)
+    cases = make_cases(args)
     if args.sweep:
         assert slo is not None
         return _sweep(args, workload, cases, slo)
@@ -166,7 +168,9 @@ def run(args: argparse.Namespace) -> int:
                 left_out = save_chrome_trace(done, args.chrome_trace, name)
                 if left_out:
                     print(f"{args.chrome_trace} ends early: {left_out:,} steps are too many for it", file=sys.stderr)
-            reports[name] = {"case": case.name, "policy": case.policy, "rate": rate} | report(done, slo)
+            reports[name] = {"case": case.name, "policy": case.policy, "router": case.router, "rate": rate} | report(
+                done, slo
+            )
             is_partial = done.is_partial
             if is_partial:
                 break
@@ -196,6 +200,10 @@ def _check(args: argparse.Namespace) -> None:
     for flag, value in [*limits, *(("--rate", rate) for rate in args.rate or ())]:
         if value is not None and not 0 < value < 1e9:
             raise ConfigError(f"{flag} {value:g} must be a positive number")
+    if not 0 <= args.snapshot_age < 1e9:
+        raise ConfigError(f"--snapshot-age {args.snapshot_age:g} must be 0 or a positive number of seconds")
+    if (args.router or args.snapshot_age) and max(args.replicas or [1]) == 1:
+        raise ConfigError("a router chooses among replicas, and there is one", remedy="Raise --replicas")
     if not 0 < args.slo_share <= 1:
         raise ConfigError(f"--slo-share {args.slo_share:g} must lie between 0 and 1")
     if args.sweep and all(value is None for _, value in limits):
@@ -223,56 +231,6 @@ def _workload(args: argparse.Namespace) -> Workload:
     return workload.at_rate(rate) if rate else workload
 
 
-def _cases(args: argparse.Namespace) -> list[Case]:
-    """All policies on all layouts."""
-    config = EngineConfig(**given(args, EngineConfig))
-    cfg = config_of(args.model)
-    prices = dict(_prices(args.price))
-    policies = [_policy(text) for text in args.policy or ["fcfs"]]
-    layouts = [(chip, replicas) for chip in args.chip or [HERE] for replicas in args.replicas or [1]]
-    cases = list[Case]()
-    for chip, replicas in layouts:
-        specs = replica_specs(
-            cfg,
-            config,
-            chip=chip,
-            num_devices=args.devices,
-            num_replicas=replicas,
-            cost_file=args.cost_file,
-            compiles=args.compiles,
-        )
-        price = prices[chip] * args.devices if chip in prices else None
-        where = f"{replicas} x {specs[0].engine_type}" if len(layouts) > 1 else ""
-        for text, (policy, options) in zip(args.policy or ["fcfs"], policies, strict=True):
-            make_policy(policy, options, cost=specs[0].cost)  # a mistake in an option is told before anything runs
-            name = " ".join(filter(None, (text if len(policies) > 1 or not where else "", where)))
-            cases.append(Case(name, policy, options, specs, price))
-    return cases
-
-
-def _policy(text: str) -> tuple[str, dict[str, Any]]:
-    """`dlpm:{"quantum": 5000}` -> its name and options."""
-    name, _, options = text.partition(":")
-    reject_unknown([name], SCHEDULING_POLICIES, what="scheduling policy")
-    try:
-        return name, json_object((str, Any))(options) if options else {}
-    except argparse.ArgumentTypeError as error:
-        raise ConfigError(f"--policy {text}: {error}") from None
-
-
-def _prices(texts: Sequence[str]) -> Iterator[tuple[str, float]]:
-    for text in texts:
-        chip, _, amount = text.partition("=")
-        reject_unknown([chip], [*CHIPS, HERE], what="chip")
-        try:
-            price = float(amount)
-        except ValueError:
-            price = -1.0
-        if not 0 <= price < 1e9:
-            raise ConfigError(f"--price {text} must be like {chip}=1.2, what a device costs for an hour")
-        yield chip, price
-
-
 def _simulate(args: argparse.Namespace, case: Case, workload: Workload, name: str) -> Run:
     """One run, with a bar where somebody looks."""
     with contextlib.closing(
@@ -283,7 +241,17 @@ def _simulate(args: argparse.Namespace, case: Case, workload: Workload, name: st
             bar.set_postfix_str(f"{now_s:,.0f} s simulated", refresh=False)
             bar.update(ended)
 
-        return simulate(workload, case.specs, case.policy, case.options, knows_lengths=args.knows_lengths, watch=watch)
+        return simulate(
+            workload,
+            case.specs,
+            case.policy,
+            case.options,
+            router=case.router,
+            router_options=case.router_options,
+            snapshot_s=args.snapshot_age,
+            knows_lengths=args.knows_lengths,
+            watch=watch,
+        )
 
 
 def _sweep(args: argparse.Namespace, workload: Workload, cases: list[Case], slo: Slo) -> int:
@@ -297,7 +265,9 @@ def _sweep(args: argparse.Namespace, workload: Workload, cases: list[Case], slo:
                 done = _simulate(args, case, faster, f"{case.name} at {rate:.3g}/s")
                 if done.is_partial:
                     raise KeyboardInterrupt
-                facts = {"case": case.name, "policy": case.policy, "rate": rate} | report(done, slo)
+                facts = {"case": case.name, "policy": case.policy, "router": case.router, "rate": rate} | report(
+                    done, slo
+                )
                 reports.append(facts)
                 is_burst = max(call.arrival_s for call in faster.calls) < BURST * done.end_s
                 return Trial(rate, facts["slo"]["share"], is_burst)

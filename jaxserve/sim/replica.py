@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 from jaxserve.clock import Clock, VirtualClock
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.cost.model import CostModel
-from jaxserve.executor.ladder import build_ladder, token_rungs
+from jaxserve.executor.ladder import Rung, build_ladder, token_rungs
 from jaxserve.kv.store import KVStore
 from jaxserve.pipeline import Pipeline
 from jaxserve.request import Request
@@ -17,8 +18,20 @@ from jaxserve.scheduler.swap import swap_rule
 from jaxserve.sim.executor import Answer, SimExecutor
 from jaxserve.step import Capacity, RowResult
 
-_GUESSED_TOKENS = 256  # of an answer, before one has ended
+_GUESSED_TOKENS = 256  # of an answer, before one of its stage has ended
 _RECENT = 0.05  # weight of the newest answer in the guess
+
+
+class _Work(NamedTuple):
+    """What a request is estimated to take, when it comes."""
+
+    prefill_s: float
+    token_s: float
+    num_tokens: int  # of the answer
+
+    def left_s(self, fed: float, num_output: int) -> float:
+        """When a share of the prompt is fed, and some of the answer is there."""
+        return self.prefill_s * (1.0 - fed) + self.token_s * max(self.num_tokens - num_output, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,22 +52,32 @@ class ReplicaSpec:
     caching: bool = True
     overlap: bool = True
     compiles: bool = False  # while it serves, rather than before
+    waits_for_swaps: bool = False  # no step runs while blocks travel
     engine_type: str = ""  # replicas of one type are equally fast
+
+    @property
+    def ladder(self) -> tuple[Rung, ...]:
+        """Compiled steps."""
+        return build_ladder(self.max_num_seqs, self.token_budget, self.sequence_shards)
+
+    @property
+    def capacity(self) -> Capacity:
+        """What fits."""
+        return Capacity(
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            num_slots=self.max_num_seqs,
+            token_rungs=token_rungs(self.ladder),
+            max_model_len=self.max_model_len,
+            num_host_blocks=self.num_host_blocks if self.preemption_mode != "recompute" else 0,
+        )
 
 
 class Replica:
     """Takes requests, and runs one step after the other. Time passes only in `advance` and `idle_until`."""
 
     def __init__(self, index: int, spec: ReplicaSpec, policy: Policy):
-        ladder = build_ladder(spec.max_num_seqs, spec.token_budget, spec.sequence_shards)
-        capacity = Capacity(
-            num_blocks=spec.num_blocks,
-            block_size=spec.block_size,
-            num_slots=spec.max_num_seqs,
-            token_rungs=token_rungs(ladder),
-            max_model_len=spec.max_model_len,
-            num_host_blocks=spec.num_host_blocks if spec.preemption_mode != "recompute" else 0,
-        )
+        ladder, capacity = spec.ladder, spec.capacity
         self.index = index
         self.spec = spec
         self._time = VirtualClock()
@@ -70,18 +93,24 @@ class Replica:
             client_quota=spec.client_quota,
         )
         self.executor = SimExecutor(
-            capacity, ladder, spec.cost, self._time, overlap=spec.overlap, compiles=spec.compiles
+            capacity,
+            ladder,
+            spec.cost,
+            self._time,
+            overlap=spec.overlap,
+            compiles=spec.compiles,
+            waits_for_swaps=spec.waits_for_swaps,
         )
         self._answers = self.executor.answers
         self._pipeline = Pipeline(self.scheduler, self.executor, self._time, overlap=spec.overlap)
-        self._work_s: dict[str, float] = {}  # of sequences that have not ended
-        self._guess = float(_GUESSED_TOKENS)
+        self._work: dict[str, _Work] = {}  # of sequences that have not ended
+        self._guesses: dict[str, float] = {}  # answers' lengths, by stage
         self._num_accepted = 0
 
     @property
     def has_work(self) -> bool:
         """Whether a sequence has not ended, or a step is under way."""
-        return bool(self._work_s) or self._pipeline.is_busy
+        return bool(self._work) or self._pipeline.is_busy
 
     def idle_until(self, now_s: float) -> None:
         """Wait for work."""
@@ -101,7 +130,7 @@ class Replica:
             arrival_s=request.arrival_s,
         )
         self._answers[seq_id] = Answer(token, length)
-        self._work_s[seq_id] = self.service_s(request)
+        self._work[seq_id] = self._estimate(request)
         self.scheduler.add(sequence, self._pipeline.now_s())
         return seq_id
 
@@ -111,13 +140,22 @@ class Replica:
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended."""
-        del self._work_s[sequence.seq_id]
-        self._guess += _RECENT * (len(sequence.tokens) - sequence.num_prompt - self._guess)
+        del self._work[sequence.seq_id]
+        stage, length = sequence.request.stage, len(sequence.tokens) - sequence.num_prompt
+        guess = self._guesses.setdefault(stage, float(length))
+        self._guesses[stage] = guess + _RECENT * (length - guess)
 
     def service_s(self, request: Request) -> float:
-        """Seconds to serve a request alone, for an answer as long as the latest ones were. Its true length is not
-        asked."""
-        return self.spec.cost.service_s(len(request.prompt_token_ids), round(self._guess))
+        """Seconds to serve a request alone, for an answer as long as the latest ones of its stage were here. Its true length
+        is not asked."""
+        work = self._estimate(request)
+        return work.prefill_s + work.token_s * work.num_tokens
+
+    def _estimate(self, request: Request) -> _Work:
+        cost, num_prompt = self.spec.cost, len(request.prompt_token_ids)
+        num_tokens = max(round(self._guesses.get(request.stage, _GUESSED_TOKENS)), 1)
+        prefill_s = cost.service_s(num_prompt, 1)
+        return _Work(prefill_s, (cost.service_s(num_prompt, num_tokens) - prefill_s) / num_tokens, num_tokens)
 
     def snapshot(self, now_s: float) -> Snapshot:
         """What a router may know. A step under way counts as it was planned."""
@@ -140,10 +178,15 @@ class Replica:
             waiting_blocks=sum(blocks),
             first_waiting_blocks=blocks[0] if blocks else 0,
             queued_tokens=books.num_ahead + sum(view.num_prompt for view in waiting),
-            work_s=sum(self._work_s.values()),
+            work_s=sum(self._work[view.seq_id].left_s(0.0, view.num_output) for view in waiting)
+            + sum(self._left_s(sequence) for sequence in books.running),
             cached=self._cached,
             service_s=self.service_s,
         )
+
+    def _left_s(self, sequence: Sequence) -> float:
+        fed = min(sequence.num_computed / sequence.num_prompt, 1.0)
+        return self._work[sequence.seq_id].left_s(fed, sequence.view.num_output)
 
     def _cached(self, tokens: Seq[int], namespace: str) -> int:
         return self.store.cached(tokens, namespace, limit=max(len(tokens) - 1, 0))

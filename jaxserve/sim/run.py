@@ -7,11 +7,11 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from jaxserve.cluster.router import Router, make_router
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.errors import InvariantError
-from jaxserve.executor.ladder import build_ladder, token_rungs
 from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.core import Progress
 from jaxserve.scheduler.make import make_policy
@@ -21,23 +21,6 @@ from jaxserve.sim.fairness import Fairness
 from jaxserve.sim.record import Gaps, Record
 from jaxserve.sim.replica import Replica, ReplicaSpec
 from jaxserve.step import RowResult
-
-
-class Router(Protocol):
-    """Which replica takes a request: `cluster.router.Router`, or whatever is like it."""
-
-    def route(self, request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
-        """The place of the replica, which gets the request at once."""
-        ...
-
-    def finish(self, request_id: str, num_output: int) -> None:
-        """A request has ended after so many tokens of its answer."""
-        ...
-
-    def end_program(self, program: str) -> None:
-        """No more requests of a program will come."""
-        ...
-
 
 Watcher = Callable[[int, float], None]  # (calls that ended just now, seconds simulated)
 _POLL_S = 1e-3  # an engine with work that it may not begin looks again after so long
@@ -57,39 +40,27 @@ class Run:
     is_partial: bool = False  # interrupted
 
 
-class LeastLoaded:
-    """The fewest sequences, then the most free blocks, then the first."""
-
-    def route(self, request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
-        """The place of the replica."""
-        del request, now_s
-        return min(snapshots, key=lambda s: (s.num_running + s.num_waiting, -s.num_free, s.replica)).replica
-
-    def finish(self, request_id: str, num_output: int) -> None:
-        """Nothing to forget."""
-
-    def end_program(self, program: str) -> None:
-        """Nothing to forget."""
-
-
 def simulate(
     workload: Workload,
     specs: Sequence[ReplicaSpec],
     policy: str | Callable[[], Policy] = "fcfs",
     options: Mapping[str, Any] | None = None,
     *,
-    router: Router | None = None,
+    router: str | Callable[[], Router] = "least_loaded",
+    router_options: Mapping[str, Any] | None = None,
+    snapshot_s: float = 0.0,
     knows_lengths: bool = False,
     watch: Watcher | None = None,
 ) -> Run:
     """Run a workload over one replica for each spec. Ctrl-C ends it early, with what came of it so far.
 
-    `policy`: a name (with `options`), or a function that makes one, called once for each replica. `router`: with several
-    replicas, by default the least loaded one takes a call.
+    `policy`: a name (with `options`), or a function that makes one, called once for each replica. `router`: likewise, who
+    chooses among several replicas, by snapshots that are at most `snapshot_s` seconds old.
     `knows_lengths`: the scheduler is told each answer's length (as `max_tokens`, without an end token).
     """
     replicas = [Replica(index, spec, _policy(policy, options, spec)) for index, spec in enumerate(specs)]
-    return run_on(replicas, workload, router=router, knows_lengths=knows_lengths, watch=watch)
+    chooser = make_router(router, router_options) if isinstance(router, str) else router()
+    return run_on(replicas, workload, router=chooser, snapshot_s=snapshot_s, knows_lengths=knows_lengths, watch=watch)
 
 
 def run_on(
@@ -97,11 +68,12 @@ def run_on(
     workload: Workload,
     *,
     router: Router | None = None,
+    snapshot_s: float = 0.0,
     knows_lengths: bool = False,
     watch: Watcher | None = None,
 ) -> Run:
     """As `simulate`, over replicas that are there already: simulated ones, or `sim.live.LiveReplica`."""
-    world = _World(workload, replicas, router or LeastLoaded(), knows_lengths)
+    world = _World(workload, replicas, router or make_router("least_loaded"), snapshot_s, knows_lengths)
     run = Run(workload, list(replicas), world.records, world.gaps, world.fairness)
     try:
         world.run(watch or _watch_nothing)
@@ -114,19 +86,23 @@ def run_on(
 def _policy(policy: str | Callable[[], Policy], options: Mapping[str, Any] | None, spec: ReplicaSpec) -> Policy:
     if not isinstance(policy, str):
         return policy()
-    rungs = token_rungs(build_ladder(spec.max_num_seqs, spec.token_budget, spec.sequence_shards))
-    return make_policy(policy, options, cost=spec.cost, rungs=rungs)
+    capacity = spec.capacity
+    return make_policy(policy, options, cost=spec.cost, capacity=capacity, rungs=capacity.token_rungs)
 
 
 class _World:
     """All that changes. Events are arrivals; between two of them the replica that is furthest behind takes a step."""
 
-    def __init__(self, workload: Workload, replicas: Sequence[Replica], router: Router, knows_lengths: bool):
+    def __init__(
+        self, workload: Workload, replicas: Sequence[Replica], router: Router, snapshot_s: float, knows_lengths: bool
+    ):
         self.records: list[Record] = []
         self.gaps = Gaps()
         self.fairness = Fairness(workload) if len({call.client for call in workload.calls}) > 1 else None
         self._replicas = replicas
         self._router = router
+        self._snapshot_s = snapshot_s
+        self._seen: tuple[float, list[Snapshot]] = (-math.inf, [])  # when, and what
         self._knows_lengths = knows_lengths
         self._by_sequence: dict[str, Record] = {}
         self._events: list[tuple[float, int, Call]] = []  # heap; of one time in order of the workload
@@ -199,7 +175,7 @@ class _World:
         )
         index = 0
         if len(self._replicas) > 1:
-            index = self._router.route(request, [replica.snapshot(now_s) for replica in self._replicas], now_s)
+            index = self._router.route(request, self._snapshots(now_s), now_s)
         replica = self._replicas[index]
         record.replica = index
         if len(prompt) >= replica.spec.max_model_len:
@@ -210,6 +186,12 @@ class _World:
             self.fairness.arrive(call.client)
         token = RowResult(token_id=-1 - self._numbers[call.call_id])
         self._by_sequence[replica.add(request, token, call.output_tokens)] = record
+
+    def _snapshots(self, now_s: float) -> list[Snapshot]:
+        """What the router sees."""
+        if now_s - self._seen[0] >= self._snapshot_s:
+            self._seen = now_s, [replica.snapshot(now_s) for replica in self._replicas]
+        return self._seen[1]
 
     def _prompt(self, call: Call) -> tuple[int, ...]:
         """The tokens of a call's prompt. Texts that nobody needs any more are forgotten."""

@@ -14,11 +14,12 @@ from jaxserve.kv.store import KVStore
 from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.make import make_policy
+from jaxserve.scheduler.policies.fcfs import Fcfs
 from jaxserve.scheduler.policy import Policy
 from jaxserve.scheduler.swap import swap_rule
 from jaxserve.sim.call import END, After, Said, Span, Workload
 from jaxserve.sim.executor import Answer, SimExecutor
-from jaxserve.sim.replica import ReplicaSpec
+from jaxserve.sim.replica import Replica, ReplicaSpec
 from jaxserve.sim.run import Run, simulate
 from jaxserve.sim.workload import generate
 from jaxserve.step import RowResult, StepPlan
@@ -250,7 +251,7 @@ def test_replicas_share_the_work_and_say_how_they_are():
     router = RoundRobin()
     short = {"fan_out": 6, "chunk": 40, "instruction": 8, "summary": ["even", 3, 9], "result": 9}
     workload = generate("map-reduce", count=4, rate=5.0, options=short)
-    run = simulate(workload, [spec()] * 3, router=router)
+    run = simulate(workload, [spec()] * 3, router=lambda: router)
     assert {record.replica for record in run.records} == {0, 1, 2}
     assert sorted(router.finished) == sorted((r.call.call_id, r.num_output) for r in run.records)
     assert sorted(router.ended) == ["job0", "job1", "job2", "job3"]
@@ -258,7 +259,8 @@ def test_replicas_share_the_work_and_say_how_they_are():
         for snapshot in snapshots:
             assert snapshot.time_s == now_s
             assert 0 <= snapshot.num_free <= snapshot.num_blocks
-            assert snapshot.work_s >= 0 and (snapshot.work_s > 0) == bool(snapshot.num_running + snapshot.num_waiting)
+            assert snapshot.work_s >= 0 and (snapshot.num_sequences or not snapshot.work_s)
+            assert snapshot.work_s > 0 or not snapshot.num_waiting
     (last,) = (snapshots for _, snapshots in router.seen[-1:])
     assert sum(snapshot.num_accepted for snapshot in last) == len(run.records) - 1
     assert last[1].cached((workload.calls[0].prompt[0].token,) * 9, "") == 8, "the instruction is cached by now"
@@ -271,6 +273,35 @@ def test_the_least_loaded_replica_takes_a_call():
     assert [record.replica for record in run.records] == [0, 1, 2, 0, 1, 2]
     later = work(call("a", 16, 400, arrival_s=0.0), call("b", arrival_s=0.1), call("c", arrival_s=0.2))
     assert [record.replica for record in simulate(later, [spec()] * 2).records] == [0, 1, 1]
+
+
+def test_routers_look_at_snapshots_no_older_than_they_are_told():
+    router = RoundRobin()
+    times = [0.0, 0.2, 0.45, 0.5, 0.7, 1.2]
+    calls = [call(str(n), 16, 20, arrival_s=time_s) for n, time_s in enumerate(times)]
+    simulate(work(*calls), [spec()] * 2, router=lambda: router, snapshot_s=0.5)
+    assert [snapshots[0].time_s for _, snapshots in router.seen] == [0.0, 0.0, 0.0, 0.5, 0.5, 1.2]
+
+
+def test_work_that_is_left_falls_as_it_is_done_and_is_guessed_from_calls_of_the_same_stage():
+    replica, free = Replica(0, spec(), Fcfs()), SamplingParams(max_tokens=None)
+    work_s = []
+    for name, stage, length in (("first", "a", 40), ("second", "b", 3), ("third", "a", 40)):
+        request = Request(request_id=name, prompt_token_ids=(1,) * 20, eos_token_ids=(0,), stage=stage, params=free)
+        replica.add(request, RowResult(token_id=-1), length)
+        found = [replica.snapshot(0.0).work_s]
+        while replica.has_work:
+            for item in replica.advance():
+                if item.finish:
+                    replica.forget(item.sequence)
+            found.append(replica.snapshot(0.0).work_s)
+        assert found == sorted(found, reverse=True)
+        assert found[-1] == 0.0
+        work_s.append(found)
+    unknown, other, known = (found[0] for found in work_s)
+    assert unknown == other  # nothing has ended of either stage
+    assert known == pytest.approx(replica.spec.cost.service_s(20, 40))
+    assert len(set(work_s[2])) > 40  # a little less with each token
 
 
 def test_an_interrupted_simulation_keeps_what_it_has():
