@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxserve.clock import Clock, VirtualClock
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.cost.model import CostModel
-from jaxserve.executor.ladder import build_ladder, token_rungs
+from jaxserve.executor.ladder import Rung, build_ladder, token_rungs
 from jaxserve.kv.store import KVStore
 from jaxserve.pipeline import Pipeline
 from jaxserve.request import Request
@@ -55,20 +55,29 @@ class ReplicaSpec:
     waits_for_swaps: bool = False  # no step runs while blocks travel
     engine_type: str = ""  # replicas of one type are equally fast
 
+    @property
+    def ladder(self) -> tuple[Rung, ...]:
+        """Compiled steps."""
+        return build_ladder(self.max_num_seqs, self.token_budget, self.sequence_shards)
+
+    @property
+    def capacity(self) -> Capacity:
+        """What fits."""
+        return Capacity(
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            num_slots=self.max_num_seqs,
+            token_rungs=token_rungs(self.ladder),
+            max_model_len=self.max_model_len,
+            num_host_blocks=self.num_host_blocks if self.preemption_mode != "recompute" else 0,
+        )
+
 
 class Replica:
     """Takes requests, and runs one step after the other. Time passes only in `advance` and `idle_until`."""
 
     def __init__(self, index: int, spec: ReplicaSpec, policy: Policy):
-        ladder = build_ladder(spec.max_num_seqs, spec.token_budget, spec.sequence_shards)
-        capacity = Capacity(
-            num_blocks=spec.num_blocks,
-            block_size=spec.block_size,
-            num_slots=spec.max_num_seqs,
-            token_rungs=token_rungs(ladder),
-            max_model_len=spec.max_model_len,
-            num_host_blocks=spec.num_host_blocks if spec.preemption_mode != "recompute" else 0,
-        )
+        ladder, capacity = spec.ladder, spec.capacity
         self.index = index
         self.spec = spec
         self._time = VirtualClock()

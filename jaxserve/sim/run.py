@@ -12,7 +12,6 @@ from typing import Any
 from jaxserve.cluster.router import Router, make_router
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.errors import InvariantError
-from jaxserve.executor.ladder import build_ladder, token_rungs
 from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.core import Progress
 from jaxserve.scheduler.make import make_policy
@@ -73,7 +72,7 @@ def run_on(
     knows_lengths: bool = False,
     watch: Watcher | None = None,
 ) -> Run:
-    """As `simulate`, over replicas that are there already: simulated ones, or a `sim.live.LiveReplica`."""
+    """As `simulate`, over replicas that are there already: simulated ones, or `sim.live.LiveReplica`."""
     world = _World(workload, replicas, router or make_router("least_loaded"), snapshot_s, knows_lengths)
     run = Run(workload, list(replicas), world.records, world.gaps, world.fairness)
     try:
@@ -87,8 +86,8 @@ def run_on(
 def _policy(policy: str | Callable[[], Policy], options: Mapping[str, Any] | None, spec: ReplicaSpec) -> Policy:
     if not isinstance(policy, str):
         return policy()
-    rungs = token_rungs(build_ladder(spec.max_num_seqs, spec.token_budget, spec.sequence_shards))
-    return make_policy(policy, options, cost=spec.cost, rungs=rungs)
+    capacity = spec.capacity
+    return make_policy(policy, options, cost=spec.cost, capacity=capacity, rungs=capacity.token_rungs)
 
 
 class _World:

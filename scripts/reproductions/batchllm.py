@@ -16,7 +16,7 @@ from jaxserve.scheduler.prefix_groups import plan_groups
 from jaxserve.sim.call import Call, Span
 from jaxserve.sim.replica import Replica, ReplicaSpec
 from jaxserve.sim.workload import documents
-from jaxserve.step import Capacity, RowResult
+from jaxserve.step import RowResult
 from reproductions import picture
 from reproductions.section import Options, Section, Table
 
@@ -145,8 +145,7 @@ def run_job(calls: Sequence[Call], way: Way, pool: int) -> Outcome:
         token_budget=512,
         max_model_len=LIMIT,
     )
-    capacity = Capacity(spec.num_blocks, BLOCK, spec.max_num_seqs, (spec.token_budget,), LIMIT)
-    replica = Replica(0, spec, make_policy(way.policy, way.options, cost=spec.cost, capacity=capacity))
+    replica = Replica(0, spec, make_policy(way.policy, way.options, cost=spec.cost, capacity=spec.capacity))
     requests = _requests(calls, way)
     left = Counter(request.pin for request in requests if request.pin)
     for number, request in enumerate(requests):

@@ -181,7 +181,7 @@ def _verdict(
     return (
         f"Chunks of 512 cut the p99 time between tokens by {first / chunked:.1f} from prompts first, and by"
         f" {whole / chunked:.1f} from whole prompts beside decodes (wanted: 5); the p99 time to the first token is"
-        f" {ttft:.2f} times that of prompts first, the makespan {end:+.1%} longer. Best capacity, {gains}."
+        f" {ttft:.2f} times that of prompts first, the makespan changes by {end:+.1%}. Best capacity, {gains}."
     )
 
 
