@@ -66,10 +66,10 @@ def drive(rig, requests, observe=lambda: None):
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize("num_blocks", [300, 40, 20])
-def test_answers_are_those_of_each_request_alone(overlap, num_blocks):
+@pytest.mark.parametrize(("num_blocks", "num_replicas"), [(300, 1), (40, 1), (20, 1), (20, 2)])
+def test_answers_are_those_of_each_request_alone(overlap, num_blocks, num_replicas):
     requests, _ = in_groups(job(random.Random(num_blocks)))
-    rig = make_engine(policy="batchllm", num_blocks=num_blocks, overlap=overlap)
+    rig = make_engine(policy="batchllm", num_blocks=num_blocks, num_replicas=num_replicas, overlap=overlap)
     outputs = drive(rig, requests)
     for request in requests:
         check_answer(outputs[request.request_id], request)
