@@ -202,6 +202,19 @@ def test_a_prefix_that_is_cached_already_is_pinned_too():
     assert rig.store.cached(head, limit=20) == 20, "nobody has pushed it out"
 
 
+@pytest.mark.parametrize("pin_tokens", [18, 19, 20])
+def test_members_wait_no_longer_than_for_whole_blocks(pin_tokens):
+    rig = make_engine(policy="batchllm", budget=32)
+    prompt = [1, 2, 3, 4] * 5
+    requests = [ask(f"r{i}", prompt, max_tokens=8, min_tokens=8, pin="g", pin_tokens=pin_tokens) for i in range(4)]
+    outputs = drive(rig, requests)
+    for request in requests:
+        check_answer(outputs[request.request_id], request)
+    first = {row.seq_id: plan.index for plan in reversed(rig.executor.plans) for row in plan.rows}
+    assert rig.scheduler.counters.cached_tokens == 3 * 16
+    assert len(set(first.values())) == 2, "one computes, then the others come together"
+
+
 def test_several_answers_to_one_prompt_and_no_prefix_cache():
     requests, _ = in_groups(job(random.Random(3), n=3))
     for caching in (True, False):
