@@ -52,6 +52,7 @@ class ReplicaSpec:
     caching: bool = True
     overlap: bool = True
     compiles: bool = False  # while it serves, rather than before
+    waits_for_swaps: bool = False  # no step runs while blocks travel
     engine_type: str = ""  # replicas of one type are equally fast
 
     @property
@@ -92,7 +93,13 @@ class Replica:
             client_quota=spec.client_quota,
         )
         self.executor = SimExecutor(
-            capacity, ladder, spec.cost, self._time, overlap=spec.overlap, compiles=spec.compiles
+            capacity,
+            ladder,
+            spec.cost,
+            self._time,
+            overlap=spec.overlap,
+            compiles=spec.compiles,
+            waits_for_swaps=spec.waits_for_swaps,
         )
         self._answers = self.executor.answers
         self._pipeline = Pipeline(self.scheduler, self.executor, self._time, overlap=spec.overlap)

@@ -86,9 +86,9 @@ def run(options: Options) -> Section:
     low, high = rates[0], rates[-1]
     return Section(
         title="Llumnix: dispatch by freeness",
-        claim="Against round robin, prefill latency 26.6 times shorter in the mean and 34.4 times at p99; against a dispatcher "
-        "that knows loads (INFaaS++), 2.2 and 5.5 times (real lengths), 7.7 and 14.8 times (generated ones); urgent "
-        "requests' prefill 2.9 to 8.6 times faster, others at most 4.5 % slower. All with live migration of running "
+        claim="Against round robin, prefill latency 26.6 times shorter in the mean and 34.4 times at p99; against a "
+        "dispatcher that knows loads (INFaaS++), 2.2 and 5.5 times (real lengths), 7.7 and 14.8 times (generated ones); "
+        "urgent requests' prefill 2.9 to 8.6 times faster, others at most 4.5 % slower. All with live migration of running "
         "requests (Sun et al., OSDI 2024, arXiv 2406.03243; numbers from the claims of its artifact: 16 A10, LLaMA-7B).",
         setup="**Dispatch only: migration is not written yet.** Four replicas of the reference model (8B on an A100), each "
         f"with {POOL:,} tokens of KV; Pareto lengths of prompts and answers (exponent 0.9, 16 to 6,000 tokens), Poisson "
@@ -97,12 +97,13 @@ def run(options: Options) -> Section:
         tables=[
             Table(caption="Time to the first token:", lines=lines),
             Table(
-                caption=f"Snapshots that are only taken so often, at {rates[-2]:g}/s; with what was sent since then added, as our "
-                "router does, and without:",
+                caption=f"Snapshots that are only taken so often, at {rates[-2]:g}/s; with what was sent since then added, "
+                "as our router does, and without:",
                 lines=_stale(options, lambda seed: workload(rates[-2], seed)),
             ),
             Table(
-                caption=f"Every tenth request urgent, at {rates[-2]:g}/s: mean time to the first token and mean latency, in seconds:",
+                caption=f"Every tenth request urgent, at {rates[-2]:g}/s: mean time to the first token and mean latency, in "
+                "seconds:",
                 lines=_urgent(options, lambda seed: workload(rates[-2], seed)),
             ),
         ],
