@@ -190,11 +190,6 @@ class LLM:
         with self._lock:
             self._engine.set_priority(request_id, priority)
 
-    def set_priority(self, request_id: str, priority: float) -> None:
-        """Change the priority of a submitted request (smaller goes first), for policies that go by it."""
-        with self._lock:
-            self._engine.set_priority(request_id, priority)
-
     def end_program(self, program: str) -> None:
         """Say that no more requests of a program will come, so that scheduling policies may forget it."""
         with self._lock:

@@ -86,7 +86,7 @@ def test_answers_of_swapped_sequences_are_those_of_an_engine_with_room(sizes: di
     small = {
         "max_num_seqs": 8,
         "max_model_len": 256,
-        "max_num_batched_tokens": 64,
+        "max_num_batched_tokens": 16,
         "progress": False,
         "dtype": "float32",
     }
