@@ -6,11 +6,11 @@ make a curve; --sweep finds the highest rate that keeps the SLO.
 
 examples:
   jaxserve simulate --model llama-3.1-8b --chip h100 --trace azure_conv.csv --max-num-seqs 256
-  jaxserve simulate --model llama-3.1-8b --chip v5e --devices 8 --replicas 2 --workload chains --rate 2 --policy fcfs
-  --policy plas jaxserve simulate --model llama-3.1-8b --chip h100 --workload tenants --policy vtc --policy
-  'dlpm:{"quantum": 5000}' --json jaxserve simulate --model llama-3.1-8b --chip v5e --chip v6e --devices 4 --workload
-  sharegpt --sweep --slo-ttft 1 --slo-tpot 0.05 \\
-      --price v5e=1.2 --price v6e=2.7 --plot rates.png
+  jaxserve simulate --model llama-3.1-8b --chip v5e --devices 8 --replicas 2 --workload chains --rate 2 \\
+      --policy fcfs --policy plas
+  jaxserve simulate --model llama-3.1-8b --chip h100 --workload tenants --policy vtc --policy 'dlpm:{"quantum": 5000}'
+  jaxserve simulate --model llama-3.1-8b --chip v5e --chip v6e --devices 4 --workload sharegpt --sweep \\
+      --slo-ttft 1 --slo-tpot 0.05 --price v5e=1.2 --price v6e=2.7 --plot rates.png
 """
 
 import argparse
