@@ -1,7 +1,6 @@
-"""Simulations of one workload under several policies, and means over seeds."""
+"""Simulations of workloads under several policies."""
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,17 +39,6 @@ def compare(
                 run = simulate(workload, specs, lambda p=policy, w=workload: p(w))
             reports.setdefault(name, []).append(report(run))
     return reports
-
-
-def mean(reports: Sequence[Mapping[str, Any]], *keys: str) -> float:
-    """Over reports: of a number, or of one in a dictionary."""
-
-    def value(facts: Any) -> float:
-        for key in keys:
-            facts = facts[key]
-        return facts
-
-    return statistics.fmean(map(value, reports))
 
 
 def of_programs(run: Run) -> list[float]:
