@@ -110,7 +110,9 @@ class FakeExecutor:
         self._may_fail("dispatch")
         assert plan.rows, "an empty plan"
         slots, ids = [_slot(row) for row in plan.rows], [row.seq_id for row in plan.rows]
-        for values in (slots, ids, [(copy.replica, copy.target) for copy in plan.copies]):
+        targets = [(copy.replica, copy.target) for copy in plan.copies]
+        ins = [(swap.replica, swap.device) for swap in plan.swap_ins]
+        for values in (slots, ids, targets, ins):
             assert len(set(values)) == len(values), f"twice in one plan: {values}"
         for out in plan.swap_outs:
             self._host[out.replica, out.host] = list(self._pool[out.replica, out.device])
