@@ -36,6 +36,7 @@ from jaxserve.pallas_kernels.ragged_paged_attention import op as attention
 from jaxserve.sampling.sampler import empty_state
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.make import make_policy
+from jaxserve.scheduler.swap import swap_rule
 from jaxserve.sharding.links import links_here
 from jaxserve.sharding.mesh import make_mesh
 from jaxserve.sharding.scheme import Case, choose_scheme, refusal
@@ -171,11 +172,13 @@ def _make_engine(
             config.scheduling_policy,
             config.scheduling_options,
             cost=cost,
+            capacity=capacity,
             rungs=capacity.token_rungs,
         ),
         capacity,
         token_budget=plan.token_budget,
         chunked=config.enable_chunked_prefill,
+        swap_rule=swap_rule(config.preemption_mode, cost),
         client_quota=config.max_num_seqs_per_client,
     )
     return Engine(

@@ -108,7 +108,8 @@ class Load(NamedTuple):
 class StepPlan:
     """One step. What happens, in this order: blocks are swapped out, then in, then copied; slots start; rows run.
 
-    A prefetch says that the next step may swap the block in, so that its way from host memory can begin now.
+    Of two blocks that are swapped out to the same place the later one stays there. A prefetch says that the next step may
+    swap the block in, so that its way from host memory can begin now.
     """
 
     index: int

@@ -239,3 +239,9 @@ def platform_of(chip: str) -> str:
 def named(kind: str) -> Tpu | Gpu | None:
     """The chip that JAX calls so; None if we do not know it."""
     return next((chip for chip in CHIPS.values() if chip.name == kind), None)
+
+
+def resembling(kind: str) -> Tpu | Gpu | None:
+    """The chip that JAX calls so, or for a GPU another variant of it ("NVIDIA H100 PCIe"); None if we know neither."""
+    words = kind.replace("-", " ").lower().split()
+    return named(kind) or next((gpu for name, gpu in GPUS.items() if name.split("-")[0] in words), None)

@@ -7,20 +7,22 @@
 Steps come in scenes: some requests decode at about the same context, then another one brings its prompt. Each scene runs
 several times, with steps one after the other (what does the device take, what the host?) and overlapping (how long is it
 from result to result?), in turn. Every other scene is not fitted to but told by the fit, and the errors are printed. The
-file is what the engine option `cost_model` takes. Prompts are random, answers greedy; whatever else the machine does is part
-of what is measured.
+file is what the engine option `cost_model` and `jaxserve simulate --cost-model` take. Prompts are random, answers greedy;
+whatever else the machine does is part of what is measured.
 """
 
 import argparse
 import itertools
+import os
 import random
-import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +34,8 @@ from jaxserve.clock import WallClock  # noqa: E402
 from jaxserve.config import EngineConfig  # noqa: E402
 from jaxserve.cost import files  # noqa: E402
 from jaxserve.cost.fit import Sample, errors, fit  # noqa: E402
+from jaxserve.cost.here import of_device  # noqa: E402
+from jaxserve.cost.model import CostModel  # noqa: E402
 from jaxserve.cost.work import Work, work_of  # noqa: E402
 from jaxserve.engine import Engine  # noqa: E402
 from jaxserve.errors import JaxserveError  # noqa: E402
@@ -41,8 +45,15 @@ from jaxserve.scheduler.core import Scheduler  # noqa: E402
 from jaxserve.scheduler.policy import Policy  # noqa: E402
 from jaxserve.step import StepPlan, StepResult  # noqa: E402
 
+clock = time.perf_counter  # or that of CPU time
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 DECODES = 8  # steps of each scene in which all of its requests decode
 TURNS = 5  # of each scene, alone and overlapping
+CPU_TIME = (
+    "on a CPU that others use, too: count seconds of this process' CPU time, and let it compute in one thread; what is "
+    "found holds for a machine with one core, on which nothing overlaps"
+)
+LEAST = 3  # times that a kind of step must have been seen
 
 
 class Scene(NamedTuple):
@@ -71,12 +82,12 @@ class Notes(NamedTuple):
     periods: list[float]
 
     def is_enough(self) -> bool:
-        return min(len(self.devices), len(self.periods)) >= TURNS
+        return min(len(self.devices), len(self.periods)) >= LEAST
 
-    def sample(self) -> Sample:
+    def sample(self, share: float) -> Sample:
+        """The seconds that so much of the steps took at most."""
         middle = sorted(self.works, key=lambda work: work.decode_kv)[len(self.works) // 2]
-        # Lower quartiles: other work on the machine can only make a step longer.
-        return Sample(middle, *(statistics.quantiles(each)[0] for each in (self.devices, self.hosts, self.periods)))
+        return Sample(middle, *(float(np.quantile(each, share)) for each in (self.devices, self.hosts, self.periods)))
 
 
 class Watch:
@@ -91,18 +102,25 @@ class Watch:
         return self._executor.capacity()
 
     def dispatch(self, plan: StepPlan) -> Any:
-        begin_s = time.perf_counter()
+        begin_s = clock()
         pending = self._executor.dispatch(plan)
-        return plan, pending, begin_s, time.perf_counter()
+        return plan, pending, begin_s, clock()
 
     def collect(self, pending: Any) -> StepResult:
         plan, inner, begin_s, dispatched_s = pending
         result = self._executor.collect(inner)
-        collected_s = time.perf_counter()
+        collected_s = clock()
         rung = plan.num_tokens + result.padded_tokens
         work = work_of(plan.rows, rung, min(rung, self._num_slots))
         self.times.append(Times(work, begin_s, dispatched_s, collected_s))
         return result
+
+
+def count_cpu_time() -> None:
+    """From now on a second is one of CPU time. Call it before JAX has made its devices."""
+    global clock
+    clock = time.process_time
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}"
 
 
 def scenes(count: int, seed: int, built: Built) -> list[Scene]:
@@ -166,17 +184,18 @@ def _all_decode(work: Work, num_rows: int) -> bool:
     return work.is_decode and work.rows == num_rows
 
 
-def measured(made: Sequence[Scene], built: Built, config: EngineConfig) -> list[list[Sample]]:
-    """Samples of the steps of each scene, over all of its turns; decode steps differ by little, and count as one.
-
-    Scenes take turns, so that a busy minute of the machine falls on all of them.
-    """
-    notes = [dict[Work, Notes]() for _ in made]
-    turns = list(itertools.product(range(TURNS), range(len(made))))
-    for turn, index in tqdm(turns, desc="measuring", unit="scene"):
+def observe(
+    notes: Sequence[dict[Work, Notes]], made: Sequence[Scene], built: Built, config: EngineConfig, turns: Iterable[int]
+) -> None:
+    """Play all scenes in every turn, so that a busy minute of the machine falls on all of them, and note their steps."""
+    for turn, index in tqdm(list(itertools.product(turns, range(len(made)))), desc="measuring", unit="scene"):
         for overlap in (False, True):
             note(notes[index], play(made[index], built, config, overlap, seed=1000 * index + turn), overlap)
-    return [[taken.sample() for taken in each.values() if taken.is_enough()] for each in notes]
+
+
+def samples_of(notes: Sequence[dict[Work, Notes]], share: float) -> list[list[Sample]]:
+    """Of the steps of each scene that were seen often enough."""
+    return [[taken.sample(share) for taken in each.values() if taken.is_enough()] for each in notes]
 
 
 def note(notes: dict[Work, Notes], times: Sequence[Times], overlap: bool) -> None:
@@ -191,7 +210,21 @@ def note(notes: dict[Work, Notes], times: Sequence[Times], overlap: bool) -> Non
             taken.periods.append(now.collected_s - before.collected_s)
 
 
-def table(title: str, samples: Sequence[Sample], model: Any) -> str:
+def fitted_model(samples: Sequence[Sample], name: str, built: Built) -> CostModel:
+    """Sizes come from the engine; the speed of links to host memory and to other replicas is assumed, not measured."""
+    facts, device = built.facts, jax.devices()[0]
+    assumed = of_device(device.device_kind, device.platform, built.model)
+    return fit(
+        samples,
+        name=f"{name} on {facts['backend']}, fitted",
+        block_bytes=facts["kv_pool_bytes"] / facts["num_kv_blocks"],
+        compile_s=facts["warm_up_s"] / max(facts["warm_up_compiles"], 1),
+        swap_bytes_per_s=assumed.swap_bytes_per_s,
+        transfer_bytes_per_s=assumed.transfer_bytes_per_s,
+    )
+
+
+def table(title: str, samples: Sequence[Sample], model: CostModel) -> str:
     """How a model does, over all and by kind of step."""
     lines = [title]
     kinds = {
@@ -215,11 +248,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", metavar="MODEL", help="bundled name, folder, or hub id")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the cost model, as JSON")
     parser.add_argument("--scenes", type=int, default=40, metavar="N", help="half of them are fitted to (default: 40)")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.25,
+        metavar="X",
+        help="of equal steps, take the time that this share took at most: below 0.5, because other work on the machine "
+        "only makes steps longer (default: 0.25)",
+    )
+    parser.add_argument("--cpu-time", action="store_true", help=CPU_TIME)
     add_engine_flags(parser)
     args = parser.parse_args(argv)
+    if args.cpu_time:
+        count_cpu_time()
     try:
         if args.scenes < 8:
             raise JaxserveError(f"--scenes {args.scenes} must be at least 8")
+        if not 0 <= args.share <= 1:
+            raise JaxserveError(f"--share {args.share} must be from 0 to 1")
         config = EngineConfig(**engine_options(args))
         if config.data_parallel_size > 1:
             raise JaxserveError("data_parallel_size must be 1: replicas are measured one by one")
@@ -231,14 +277,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"calibrate.py: {error}", file=sys.stderr)
         return 2
     play(Scene(2, 32, 16), built, config, True, 0)  # what only a first time costs
-    samples = measured(scenes(args.scenes, config.seed, built), built, config)
+    made = scenes(args.scenes, config.seed, built)
+    notes = [dict[Work, Notes]() for _ in made]
+    observe(notes, made, built, config, range(TURNS))
+    samples = samples_of(notes, args.share)
     fitted, others = (list(itertools.chain(*samples[begin::2])) for begin in (0, 1))
-    model = fit(
-        fitted,
-        name=f"{args.model} on {built.facts['backend']}, fitted",
-        block_bytes=built.facts["kv_pool_bytes"] / built.facts["num_kv_blocks"],
-        compile_s=built.facts["warm_up_s"] / max(built.facts["warm_up_compiles"], 1),
-    )
+    model = fitted_model(fitted, args.model, built)
     print(table("fitted to:", fitted, model))
     print(table("told, not fitted to:", others, model))
     print(f"host {model.host}, hidden {model.hidden:.2f}")

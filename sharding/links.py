@@ -2,31 +2,21 @@
 
 import jax
 
+from jaxserve.pallas_kernels.chips import Tpu, resembling
 from jaxserve.sharding.scheme import Links
 
 _REACHED = 0.5  # part of a chip's peak that attention is taken to reach
 
-# Kind of device, as JAX calls it -> one way over one link to a neighbour (TPU) or all that a device can send (NVLink), and
-# its bfloat16 peak. Sources: cloud.google.com/tpu/docs (bandwidth of all links both ways / number of links / 2), NVIDIA's
-# data sheets.
-_TPUS = {
-    "TPU v4": (50e9, 275e12),
-    "TPU v5 lite": (50e9, 197e12),
-    "TPU v5": (100e9, 459e12),
-    "TPU v6 lite": (100e9, 918e12),
-    "TPU7x": (100e9, 1153e12),
-}
-_GPUS = {"A100": (300e9, 312e12), "H100": (450e9, 989e12), "H200": (450e9, 989e12), "B200": (900e9, 2250e12)}
-
 
 def links_of(kind: str) -> Links:
     """The links of a kind of device (`device_kind`). Unknown kinds, CPUs among them, talk through one memory."""
-    for name, (bytes_per_s, peak) in _TPUS.items():
-        if kind == name:
-            return Links(bytes_per_s=bytes_per_s, is_torus=True, start_s=1e-6, flop_per_s=peak * _REACHED)
-    for name, (bytes_per_s, peak) in _GPUS.items():
-        if name in kind:
-            return Links(bytes_per_s=bytes_per_s, is_torus=False, start_s=10e-6, flop_per_s=peak * _REACHED)
+    chip = resembling(kind)
+    if isinstance(chip, Tpu):
+        flop_per_s = chip.flop_per_s * _REACHED
+        return Links(bytes_per_s=chip.link_bytes_per_s, is_torus=True, start_s=1e-6, flop_per_s=flop_per_s)
+    if chip is not None and chip.num_links:
+        sent = chip.link_bytes_per_s * chip.num_links
+        return Links(bytes_per_s=sent, is_torus=False, start_s=10e-6, flop_per_s=chip.flop_per_s * _REACHED)
     return Links(bytes_per_s=10e9, is_torus=False, start_s=20e-6, flop_per_s=200e9)
 
 

@@ -110,7 +110,9 @@ class FakeExecutor:
         self._may_fail("dispatch")
         assert plan.rows, "an empty plan"
         slots, ids = [_slot(row) for row in plan.rows], [row.seq_id for row in plan.rows]
-        for values in (slots, ids, [(copy.replica, copy.target) for copy in plan.copies]):
+        targets = [(copy.replica, copy.target) for copy in plan.copies]
+        ins = [(swap.replica, swap.device) for swap in plan.swap_ins]
+        for values in (slots, ids, targets, ins):
             assert len(set(values)) == len(values), f"twice in one plan: {values}"
         for out in plan.swap_outs:
             self._host[out.replica, out.host] = list(self._pool[out.replica, out.device])
@@ -287,7 +289,7 @@ def make_engine(
     capacity = Capacity(num_blocks, block_size, num_slots, rungs, max_model_len, num_replicas, num_host_blocks)
     executor = FakeExecutor(capacity)
     stores = [KVStore(num_blocks, block_size, caching=caching) for _ in range(num_replicas)]
-    made = make_policy(policy, options, cost=cost, rungs=rungs)
+    made = make_policy(policy, options, cost=cost, capacity=capacity, rungs=rungs)
     scheduler = Scheduler(stores, made, capacity, token_budget=budget, chunked=chunked, **scheduler_options)
     clock = VirtualClock()
     engine = Engine(

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxserve.cli.batch_schema import (
     ANY,
     BOOLEAN,
+    META,
     OBJECT,
     SAMPLING,
     TEXT,
@@ -22,12 +24,21 @@ from jaxserve.cli.batch_schema import (
 from jaxserve.errors import JaxserveError
 from jaxserve.request import SamplingParams
 
-Prompt = str | list[int]
+Prompt = str | list[int] | Mapping[str, Any]  # the last has been planned: "prompt" (or None), "prompt_token_ids"
+
+
+class Pin(NamedTuple):
+    """The group of prompts that a prompt begins like."""
+
+    name: str
+    num_tokens: int  # that they share
+    num_members: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One request line, understood. `prompts` for completions and embeddings, `messages` for chat."""
+    """One request line, understood. `prompts` for completions and embeddings, `messages` for chat,
+    which has both once it has been planned."""
 
     custom_id: str
     url: str
@@ -39,6 +50,11 @@ class Job:
     prompt_only: bool = False  # echo with max_tokens 0: the prompt is scored, nothing is added to it
     template: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options of the chat template
     base64: bool = False  # embeddings as base64 of little-endian float32
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the scheduler: fields of `Request`
+    pins: tuple[Pin | None, ...] = ()  # of each prompt, once it has been planned
+
+
+Item = tuple[int, str | None, Job | LineError]  # line number, custom_id, what to do or what is wrong
 
 
 def parse_line(line: str) -> tuple[str, dict[str, Any]]:
@@ -93,7 +109,8 @@ def parse_job(raw: Mapping[str, Any], served: Collection[str]) -> Job:
             param="model",
             status=404,
         )
-    return read(raw["custom_id"], url, model, body)
+    job = read(raw["custom_id"], url, model, body)
+    return dataclasses.replace(job, meta=_meta(body))
 
 
 def _read_completion(custom_id: str, url: str, model: str, body: dict[str, Any]) -> Job:
@@ -154,6 +171,20 @@ def _read_embedding(custom_id: str, url: str, model: str, body: dict[str, Any]) 
         raise LineError(f"encoding_format must be 'float' or 'base64', not {form!r}", param="encoding_format")
     prompts = _prompts(body["input"], "input")
     return Job(custom_id=custom_id, url=url, model=model, prompts=prompts, base64=form == "base64")
+
+
+def _meta(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a body says to the scheduler, under the names of `Request`."""
+    meta = {key: body[key] for key in META if key in body and key != "deadline_ms"}
+    if "parents" in meta:
+        meta["parents"] = tuple(meta["parents"])
+    if "deadline_ms" in body:
+        if not 0 < body["deadline_ms"] < math.inf:
+            raise LineError("deadline_ms must be above 0", param="deadline_ms")
+        meta["deadline_s"] = body["deadline_ms"] / 1000
+    if not math.isfinite(meta.get("priority", 0)):
+        raise LineError("priority must be a finite number", param="priority")
+    return meta
 
 
 def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,11 +252,12 @@ CHAT = {
     "add_generation_prompt": BOOLEAN,
     "chat_template_kwargs": OBJECT,
 }
+_SHARED = {"model": TEXT} | META
 ENDPOINTS: dict[str, tuple[Callable[[str, str, str, dict[str, Any]], Job], dict[str, Check]]] = {
     "/v1/completions": (
         _read_completion,
-        SAMPLING | {"model": TEXT, "prompt": ANY, "echo": BOOLEAN, "best_of": WHOLE},
+        SAMPLING | _SHARED | {"prompt": ANY, "echo": BOOLEAN, "best_of": WHOLE},
     ),
-    "/v1/chat/completions": (_read_chat, SAMPLING | {"model": TEXT} | CHAT),
-    "/v1/embeddings": (_read_embedding, {"model": TEXT, "input": ANY, "encoding_format": TEXT}),
+    "/v1/chat/completions": (_read_chat, SAMPLING | _SHARED | CHAT),
+    "/v1/embeddings": (_read_embedding, _SHARED | {"input": ANY, "encoding_format": TEXT}),
 }

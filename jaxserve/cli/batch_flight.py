@@ -1,12 +1,13 @@
 """Many jobs in the engine at once: whenever one is done, the next is started."""
 
 import dataclasses
+import itertools
 import traceback
 from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.batch_answer import body_of
-from jaxserve.cli.batch_body import Job
+from jaxserve.cli.batch_body import Item, Job, Pin
 from jaxserve.cli.batch_schema import LineError
 from jaxserve.errors import DeviceError, JaxserveError, RequestError
 from jaxserve.request import SamplingParams, Task
@@ -32,11 +33,13 @@ class Started:
 class Flight:
     """Keeps about twice as many prompts in the engine as it can run at once, so that it never waits for us."""
 
-    def __init__(self, llm: "LLM", jobs: Iterator[tuple[int, str | None, Job | LineError]]):
+    def __init__(self, llm: "LLM", jobs: Iterator[Item]):
         self._llm = llm
         self._jobs = jobs
         self._max_prompts = 2 * llm.config.max_running
         self._running: dict[str, tuple[Started, int]] = {}  # request id -> job, and which of its prompts
+        self._left: dict[str, int] = {}  # groups that have begun: how many of their prompts have not ended
+        self._request_ids: dict[str, list[str]] = {}  # by custom_id, of jobs that may be somebody's parents
 
     def answers(self) -> Generator[Answer, None, None]:
         """Answers as they are ready. Closing the iterator takes back what is still running.
@@ -53,6 +56,8 @@ class Flight:
                 yield from self._refill()
         finally:
             self._abort(self._running)
+            for name in self._left:
+                self._llm.unpin(name)
 
     def _refill(self) -> Iterator[Answer]:
         """Start jobs while there is room; jobs that cannot start are answered at once."""
@@ -66,11 +71,14 @@ class Flight:
                 yield number, custom_id, job
 
     def _start(self, number: int, custom_id: str | None, job: Job) -> LineError | None:
+        self._left = {pin.name: pin.num_members for pin in job.pins if pin is not None} | self._left
         try:
             request_ids = self._submit(job)
         except JaxserveError as error:
+            self._leave(job.pins)
             return LineError(str(error))
         except Exception as error:  # noqa: BLE001  one line must not stop the others; the trace is for us
+            self._leave(job.pins)
             traceback.print_exc()
             return LineError(f"{type(error).__name__}: {error}", code="internal_error", status=500)
         started = Started(number, custom_id, job, [None] * len(request_ids))
@@ -79,18 +87,33 @@ class Flight:
 
     def _submit(self, job: Job) -> list[str]:
         """Hand all prompts of a job to the engine, or none of them."""
-        prompts = [self._llm.chat_prompt(job.messages, **job.template)] if job.messages else job.prompts
+        prompts = job.prompts or [self._llm.chat_prompt(job.messages, **job.template)]
         is_embedding = job.url == "/v1/embeddings"
         params = SamplingParams(temperature=0.0) if is_embedding else job.params
         task = Task.EMBED if is_embedding else Task.GENERATE
+        meta = dict(job.meta)
+        if "parents" in meta:
+            meta["parents"] = tuple(id_ for parent in meta["parents"] for id_ in self._request_ids.get(parent, ()))
         request_ids = list[str]()
         try:
-            for prompt in prompts:
-                request_ids.append(self._llm.submit(prompt, params, task=task))
+            for prompt, pin in itertools.zip_longest(prompts, job.pins):
+                pinned = meta if pin is None else meta | {"pin": pin.name, "pin_tokens": pin.num_tokens}
+                request_ids.append(self._llm.submit(prompt, params, task=task, meta=pinned))
         except BaseException:
             self._abort(request_ids)
             raise
+        if "program" in meta:
+            self._request_ids[job.custom_id] = request_ids
         return request_ids
+
+    def _leave(self, pins: Iterable[Pin | None]) -> None:
+        """Prompts have ended, or never began: the last one of a group gives its prefix up."""
+        for pin in pins:
+            if pin is not None:
+                self._left[pin.name] -= 1
+                if not self._left[pin.name]:
+                    del self._left[pin.name]
+                    self._llm.unpin(pin.name)
 
     def _abort(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
@@ -102,6 +125,7 @@ class Flight:
             raise DeviceError(output.error)
         started, place = self._running.pop(request_id)
         started.outputs[place] = output
+        self._leave(started.job.pins[place : place + 1])
         outputs = [each for each in started.outputs if each is not None]
         if len(outputs) == len(started.outputs):
             yield started.number, started.custom_id, body_of(started.job, outputs, tokenizer_of(self._llm))

@@ -80,6 +80,14 @@ SAMPLING: dict[str, Check] = {
     "bad_words": TEXTS,
     "structured_outputs": OBJECT,
 }
+META: dict[str, Check] = {  # ours, for the scheduler
+    "client": TEXT,
+    "program": TEXT,
+    "parents": TEXTS,
+    "priority": NUMBER,
+    "deadline_ms": NUMBER,
+    "stage": TEXT,
+}
 LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # for the caller's books: they change no answer
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stream": (False,),

@@ -18,7 +18,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxserve.cli.options import add_engine_flags, add_sampling_flags, engine_options, join_processes, sampling_params
+from jaxserve.cli.options import (
+    add_engine_flags,
+    add_meta_flags,
+    add_sampling_flags,
+    engine_options,
+    join_processes,
+    meta_of,
+    sampling_params,
+)
 from jaxserve.config import EngineConfig
 from jaxserve.errors import RequestError
 from jaxserve.model_source import find_folder
@@ -42,11 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt instead of text")
     parser.add_argument("--stats", action=argparse.BooleanOptionalAction, default=True, help="the line on stderr")
     add_sampling_flags(parser, DEFAULTS)
+    add_meta_flags(parser)
     add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    params = sampling_params(args, DEFAULTS)
+    params, meta = sampling_params(args, DEFAULTS), meta_of(args)
     given_options = engine_options(args)
     join_processes(args)
     find_folder(
@@ -61,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
     llm = LLM(args.model, **options)
     prompts = [as_prompt(llm, text, args) for text in texts]
     answer_one = len(prompts) == 1 and params.n == 1 and not args.json
-    outputs = [stream_one(llm, prompts[0], texts[0], params, args)] if answer_one else []
+    outputs = [stream_one(llm, prompts[0], texts[0], params, meta, args)] if answer_one else []
     if not answer_one:
-        outputs = llm.generate(prompts, params, progress=len(prompts) > 1 and sys.stderr.isatty())
+        outputs = llm.generate(prompts, params, progress=len(prompts) > 1 and sys.stderr.isatty(), meta=meta)
         for number, (text, output) in enumerate(zip(texts, outputs, strict=True), start=1):
             print(as_json(text, output) if args.json else as_text(text, output, f"{number} of {len(texts)}", args))
     if args.stats:
@@ -105,7 +114,7 @@ def as_prompt(llm: "LLM", text: str, args: argparse.Namespace) -> Any:
 
 
 def stream_one(
-    llm: "LLM", prompt: Any, text: str, params: SamplingParams, args: argparse.Namespace
+    llm: "LLM", prompt: Any, text: str, params: SamplingParams, meta: Mapping[str, Any], args: argparse.Namespace
 ) -> "RequestOutput | None":
     """Print an answer while it is made."""
     if not args.token_ids:
@@ -113,7 +122,7 @@ def stream_one(
     if args.echo:
         print(text, end="", flush=True)
     output = None
-    for event in llm.stream_events(prompt, params):
+    for event in llm.stream_events(prompt, params, meta=meta):
         output = event.output
         print(spaced(event.token_ids) if args.token_ids else event.text, end="", flush=True)
     print()

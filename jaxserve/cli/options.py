@@ -1,10 +1,14 @@
 """The groups of flags that commands share: engine options, sampling options, and those of several processes."""
 
 import argparse
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from jaxserve.cli.flags import add_dataclass_flags, given
 from jaxserve.config import EngineConfig
+from jaxserve.errors import ConfigError
 from jaxserve.request import SamplingParams
 
 SAMPLING_HELP = {
@@ -32,8 +36,9 @@ SAMPLING_HELP = {
 NOT_FLAGS = ("structured_outputs", "seed")  # not supported yet; `--seed` is an engine option and seeds sampling too
 
 
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    add_dataclass_flags(parser, EngineConfig, "engine options")
+def add_engine_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """`defaults`: where a command differs from `EngineConfig`; hand the same to `engine_options`."""
+    add_dataclass_flags(parser, EngineConfig, "engine options", defaults=defaults)
     add_process_flags(parser)
 
 
@@ -72,9 +77,37 @@ def add_sampling_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any]
     )
 
 
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+def add_meta_flags(parser: argparse.ArgumentParser) -> None:
+    """What a request says to the scheduler, where one process has one caller."""
+    group = parser.add_argument_group(
+        "for the scheduler", "Policies and quotas that know nothing of a field ignore it."
+    )
+    group.add_argument("--client", metavar="NAME", help="who asks: for fairness, quotas and accounts")
+    group.add_argument("--program", metavar="NAME", help="what the prompts are a part of")
+    group.add_argument("--stage", metavar="NAME", help="which step of the program they are")
+    group.add_argument("--priority", type=float, metavar="X", help="smaller goes first (default: 0)")
+    group.add_argument("--deadline-ms", type=float, metavar="X", help="until when the program's answer is wanted")
+
+
+def meta_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Request` that were given.
+
+    Raises:
+      ConfigError: a number that cannot be meant.
+    """
+    meta = {name: getattr(args, name) for name in ("client", "program", "stage", "priority")}
+    if meta["priority"] is not None and not math.isfinite(meta["priority"]):
+        raise ConfigError("--priority must be a finite number")
+    if args.deadline_ms is not None:
+        if not 0 < args.deadline_ms < math.inf:
+            raise ConfigError("--deadline-ms must be above 0")
+        meta["deadline_s"] = args.deadline_ms / 1000
+    return {name: value for name, value in meta.items() if value is not None}
+
+
+def engine_options(args: argparse.Namespace, defaults: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Keyword arguments for `LLM`, checked here, so that a mistake is told before jax is loaded."""
-    options = given(args, EngineConfig)
+    options = dict(defaults) | given(args, EngineConfig)
     EngineConfig(**options)
     return options
 

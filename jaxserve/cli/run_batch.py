@@ -4,6 +4,13 @@ Each input line is {"custom_id", "method", "url", "body"}; each output line {"id
 in the order in which answers are ready. A line that cannot be answered gets an output line with an error, and the
 others go on. A run that was stopped or killed goes on where it was: give the same command again.
 
+Prompts that begin alike are answered together, so that the beginning is computed once. For that the input is read ahead,
+up to 33 million tokens at a time; answers come in another order than requests. With any other --scheduling-policy than
+batchllm the requests are read as they are needed, and start in the order of the file.
+
+For the scheduler, a body may also have client, program, stage, parents (custom_ids of lines that its prompt was made from),
+priority (smaller goes first) and deadline_ms.
+
 examples:
   jaxserve run-batch -i requests.jsonl -o answers.jsonl --model tiny
   jaxserve run-batch -i requests.jsonl -o answers.jsonl --model ./Qwen2.5-0.5B --served-model-name gpt-4o-mini
@@ -20,8 +27,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
-from jaxserve.cli.batch_body import Job, parse_job, parse_line
+from jaxserve.cli.batch_body import Item, parse_job, parse_line
 from jaxserve.cli.batch_file import Key, append, open_results
+from jaxserve.cli.batch_plan import planned
 from jaxserve.cli.batch_schema import LineError
 from jaxserve.cli.options import add_engine_flags, engine_options, join_processes
 from jaxserve.errors import ConfigError
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from jaxserve.llm import LLM
 
 USAGE = "jaxserve run-batch -i INPUT -o OUTPUT --model MODEL [options]"
+DEFAULTS = {"scheduling_policy": "batchllm"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--served-model-name", action="append", default=[], metavar="NAME", help="also answer for this model name"
     )
-    add_engine_flags(parser)
+    add_engine_flags(parser, DEFAULTS)
 
 
 def run(args: argparse.Namespace) -> int:
-    options = engine_options(args)
+    options = engine_options(args, DEFAULTS)
     join_processes(args)
     folder = find_folder(args.model, options.get("load_format", "auto"))
     names = {folder.name, folder.resolve().name} if folder else ()
@@ -105,9 +114,14 @@ def answer_lines(
     from jaxserve.cli.batch_flight import Flight
 
     start_s = time.perf_counter()
-    num_errors = num_tokens = 0
-    flight = Flight(llm, jobs(todo, served))
+    num_errors = num_tokens = num_prompt = num_cached = 0
+    items = jobs(todo, served)
+    is_planned = llm.config.scheduling_policy == "batchllm" and llm.config.enable_prefix_caching
+    if is_planned:
+        items = planned(llm, items, lambda text: tqdm.write(text, file=sys.stderr))
+    flight = Flight(llm, items)
     bar = tqdm(total=num_left, unit="req", desc="run-batch", disable=None if progress else True)
+    bar.set_postfix_str("reading ahead" if is_planned else "")
     with bar, contextlib.closing(flight.answers()) as answers:
         for number, custom_id, answer in answers:
             append(results, result_line(number, custom_id, answer))
@@ -115,17 +129,20 @@ def answer_lines(
                 num_errors += 1
             else:
                 num_tokens += answer["usage"]["total_tokens"]
+                num_prompt += answer["usage"]["prompt_tokens"]
+                num_cached += answer["usage"].get("prompt_tokens_details", {}).get("cached_tokens", 0)
             bar.update()
             bar.set_postfix_str(f"{num_tokens / (time.perf_counter() - start_s):.0f} tok/s", refresh=False)
     elapsed_s = time.perf_counter() - start_s
     return (
         f"{num_left - num_errors} answered, {num_errors} refused in {elapsed_s:.1f} s; "
-        f"{num_tokens / elapsed_s:.0f} tokens per second, prompts included"
+        f"{num_tokens / elapsed_s:.0f} tokens per second, prompts included; "
+        f"{num_cached:,} of {num_prompt:,} prompt tokens came from the cache"
     )
 
 
-def jobs(todo: Iterator[Line], served: list[str]) -> Iterator[tuple[int, str | None, Job | LineError]]:
-    """(line number, custom_id, what to do)."""
+def jobs(todo: Iterator[Line], served: list[str]) -> Iterator[Item]:
+    """Lines, understood."""
     for number, key, content in todo:
         if isinstance(content, LineError):
             yield number, None, content

@@ -6,37 +6,34 @@ make a curve; --sweep finds the highest rate that keeps the SLO.
 
 examples:
   jaxserve simulate --model llama-3.1-8b --chip h100 --trace azure_conv.csv --max-num-seqs 256
-  jaxserve simulate --model llama-3.1-8b --chip v5e --devices 8 --replicas 2 --workload chains --rate 2 --policy fcfs
-  --policy plas jaxserve simulate --model llama-3.1-8b --chip h100 --workload tenants --policy vtc --policy
-  'dlpm:{"quantum": 5000}' --json jaxserve simulate --model llama-3.1-8b --chip v5e --chip v6e --devices 4 --workload
-  sharegpt --sweep --slo-ttft 1 --slo-tpot 0.05 \\
-      --price v5e=1.2 --price v6e=2.7 --plot rates.png
+  jaxserve simulate --model llama-3.1-8b --chip v5e --devices 8 --replicas 2 --workload chains --rate 2 \\
+      --policy fcfs --policy plas
+  jaxserve simulate --model llama-3.1-8b --chip h100 --workload tenants --policy vtc --policy 'dlpm:{"quantum": 5000}'
+  jaxserve simulate --model llama-3.1-8b --chip v5e --chip v6e --devices 4 --workload sharegpt --sweep \\
+      --slo-ttft 1 --slo-tpot 0.05 --price v5e=1.2 --price v6e=2.7 --plot rates.png
 """
 
 import argparse
 import contextlib
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
-from jaxserve.cli.flags import add_dataclass_flags, given, json_object
-from jaxserve.cli.replicas import HERE, replica_specs
-from jaxserve.cluster.router import ROUTERS, make_router
-from jaxserve.config import SCHEDULING_POLICIES, EngineConfig, reject_unknown
+from jaxserve.cli.cases import Case, make_cases
+from jaxserve.cli.flags import add_dataclass_flags, json_object
+from jaxserve.cli.replicas import HERE
+from jaxserve.cluster.router import ROUTERS
+from jaxserve.config import SCHEDULING_POLICIES, EngineConfig
 from jaxserve.errors import ConfigError
-from jaxserve.model_source import config_of
 from jaxserve.pallas_kernels.chips import CHIPS
-from jaxserve.scheduler.make import make_policy
 from jaxserve.sim.call import Workload
 from jaxserve.sim.chrome import save_chrome_trace
 from jaxserve.sim.plot import check_matplotlib, plot
-from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import Slo, report
 from jaxserve.sim.run import Run, simulate
 from jaxserve.sim.sweep import Capacity, Trial, highest_rate
@@ -68,19 +65,6 @@ EXIT_INTERRUPTED = 130
 BURST = 0.05  # of the time that a run takes: what arrives within it comes at once
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Case:
-    """One line of a comparison: a policy and a router on a layout of devices."""
-
-    name: str
-    policy: str
-    options: Mapping[str, Any]
-    router: str
-    router_options: Mapping[str, Any]
-    specs: list[ReplicaSpec]
-    price_per_h: float | None
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="MODEL", help="published shape, bundled name, folder, hub id")
     group = parser.add_argument_group("devices")
@@ -97,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cost-model",
+        dest="cost_file",
         metavar="FILE",
         help="step times fitted by scripts/calibrate.py, instead of the chip's data sheet",
     )
@@ -169,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     workload = _workload(args)
     if args.save_trace:
         save_trace(workload, args.save_trace)
-    cases = _cases(args)
+    cases = make_cases(args)
     if args.sweep:
         assert slo is not None
         return _sweep(args, workload, cases, slo)
@@ -244,67 +229,6 @@ def _workload(args: argparse.Namespace) -> Workload:
     workload = read_trace(args.trace)
     workload = workload.first(args.programs) if args.programs else workload
     return workload.at_rate(rate) if rate else workload
-
-
-def _cases(args: argparse.Namespace) -> list[Case]:
-    """All policies on all layouts."""
-    config = EngineConfig(**given(args, EngineConfig))
-    cfg = config_of(args.model)
-    prices = dict(_prices(args.price))
-    policies = [_named("--policy", text, SCHEDULING_POLICIES) for text in args.policy or ["fcfs"]]
-    routers = [_named("--router", text, ROUTERS) for text in args.router or ["least_loaded"]]
-    for router in routers:
-        make_router(router.name, router.options)
-    layouts = [(chip, replicas) for chip in args.chip or [HERE] for replicas in args.replicas or [1]]
-    cases = list[Case]()
-    for chip, replicas in layouts:
-        specs = replica_specs(
-            cfg,
-            config,
-            chip=chip,
-            num_devices=args.devices,
-            num_replicas=replicas,
-            cost_file=args.cost_file,
-            compiles=args.compiles,
-        )
-        price = prices[chip] * args.devices if chip in prices else None
-        where = f"{replicas} x {specs[0].engine_type}" if len(layouts) > 1 else ""
-        for policy in policies:
-            make_policy(policy.name, policy.options, cost=specs[0].cost)  # a mistake is told before anything runs
-        for policy, router in itertools.product(policies, routers):
-            told = [policy.text] * (len(policies) > 1) + [router.text] * (len(routers) > 1)
-            name = " ".join(filter(None, (*told, where))) or policy.text
-            cases.append(Case(name, policy.name, policy.options, router.name, router.options, specs, price))
-    return cases
-
-
-class _Named(NamedTuple):
-    text: str
-    name: str
-    options: dict[str, Any]
-
-
-def _named(flag: str, text: str, known: Sequence[str]) -> _Named:
-    """`dlpm:{"quantum": 5000}` -> its name and options."""
-    name, _, options = text.partition(":")
-    reject_unknown([name], known, what=flag.lstrip("-"))
-    try:
-        return _Named(text, name, json_object((str, Any))(options) if options else {})
-    except argparse.ArgumentTypeError as error:
-        raise ConfigError(f"{flag} {text}: {error}") from None
-
-
-def _prices(texts: Sequence[str]) -> Iterator[tuple[str, float]]:
-    for text in texts:
-        chip, _, amount = text.partition("=")
-        reject_unknown([chip], [*CHIPS, HERE], what="chip")
-        try:
-            price = float(amount)
-        except ValueError:
-            price = -1.0
-        if not 0 <= price < 1e9:
-            raise ConfigError(f"--price {text} must be like {chip}=1.2, what a device costs for an hour")
-        yield chip, price
 
 
 def _simulate(args: argparse.Namespace, case: Case, workload: Workload, name: str) -> Run:

@@ -7,7 +7,7 @@ from jaxserve.cost.model import CostModel
 from jaxserve.cost.roofline import FLOP_SHARE, HOST, of_chip, roofline
 from jaxserve.cost.sizes import sizes_of
 from jaxserve.models.config import ModelConfig
-from jaxserve.pallas_kernels.chips import CHIPS, named
+from jaxserve.pallas_kernels.chips import CHIPS, resembling
 
 # Rough, measured on two cores of an AMD EPYC: of a core, in float32 (twice as many in 16 bits); of all its memory; and what
 # XLA's small operations take in every layer, whatever their size.
@@ -37,11 +37,18 @@ def of_device(
     """
     if choice != "auto":
         return files.load(choice)
-    shared = {"tensor": tensor, "expert": expert, "sequence": sequence}
     if platform != "cpu":
-        chip = named(kind) or CHIPS[_OTHER]
-        return of_chip(chip, cfg, **shared, itemsize=itemsize, kv_itemsize=kv_itemsize, block_size=block_size)
-    sizes = sizes_of(cfg, **shared)
+        return of_chip(
+            resembling(kind) or CHIPS[_OTHER],
+            cfg,
+            tensor=tensor,
+            expert=expert,
+            sequence=sequence,
+            itemsize=itemsize,
+            kv_itemsize=kv_itemsize,
+            block_size=block_size,
+        )
+    sizes = sizes_of(cfg, tensor=tensor, expert=expert, sequence=sequence)
     num_devices = tensor * expert * sequence
     device = roofline(
         sizes,

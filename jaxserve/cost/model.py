@@ -6,7 +6,7 @@ The interface, used by policies, routers and the simulator:
     model.device_s(work)      of that, what the device works ...
     model.host_s(work)        ... and the host: planning, dispatch, results, text
     model.parts(work)         step_s by part: matmul, attention, collectives, launch, host; they add up to it
-    model.swap_s(num_blocks)  KV blocks to the host's memory, or back; model.is_swap_quicker(blocks, tokens) than to compute
+    model.swap_s(num_blocks)  KV blocks to the host's memory, or back
     model.transfer_s(bytes)   from one replica to another
     model.service_s(prompt, output, batch)   one request in a batch of such requests, from its first step to its last
     model.compile_s           a size of a step that is not compiled yet
@@ -71,10 +71,6 @@ class CostModel:
     def swap_s(self, num_blocks: int) -> float:
         """Seconds to copy KV blocks to the host's memory, or back; all devices copy their parts at once."""
         return self.copy_s + num_blocks * self.block_bytes / self.swap_bytes_per_s if num_blocks else 0.0
-
-    def is_swap_quicker(self, num_blocks: int, num_tokens: int) -> bool:
-        """Whether blocks go to the host's memory and come back sooner than so many tokens are computed again."""
-        return 2 * self.swap_s(num_blocks) < self.device_s(prompt_work(num_tokens))
 
     def transfer_s(self, num_bytes: float) -> float:
         """Seconds to hand bytes from one replica to another."""

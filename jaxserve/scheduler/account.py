@@ -30,7 +30,7 @@ class Accounts:
         """A client's account, opened if need be."""
         account = self._accounts.setdefault(client, Account())
         self._accounts.move_to_end(client)
-        if len(self._accounts) > _MOST_CLIENTS:
+        for _ in range(min(2, len(self._accounts) - _MOST_CLIENTS)):  # two, to make up for those that are busy
             oldest, idle = next(iter(self._accounts.items()))
             if idle.sequences == idle.finished + idle.aborted:
                 del self._accounts[oldest]

@@ -364,6 +364,7 @@ class Scheduler:
         self.counters.cached_tokens += num_cached
         if sequence.request.params.has_edits:
             draft.starts.append(_slot_start(sequence))
+        self._pin(sequence, 0, sequence.num_computed)
         self._policy.on_admit(sequence.view, sequence.num_computed, now_s)
 
     def _make_room(self, replica: Replica, draft: Draft, sequence: Sequence, shortage: int, now_s: float) -> bool:
@@ -419,9 +420,13 @@ class Scheduler:
         start, end, size = row.start, row.start + row.num_tokens, replica.store.block_size
         if end // size > start // size:
             replica.store.register(sequence.seq_id, sequence.tokens, end)
+        self._pin(sequence, start, end)
+
+    def _pin(self, sequence: Sequence, start: int, end: int) -> None:
+        """Pin what is to be pinned, once the sequence has come from `start` to `end`."""
         request = sequence.request
         if request.pin and start < request.pin_tokens <= end:
-            replica.pin(request.pin, sequence, request.pin_tokens)
+            self._replicas[sequence.replica].pin(request.pin, sequence, request.pin_tokens)
 
     def _remove(self, sequence: Sequence) -> Account:
         """Take a sequence out of everything; returns its client's account."""

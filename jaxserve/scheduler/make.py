@@ -11,7 +11,8 @@ from jaxserve.scheduler.policy import Policy
 def make_policy(name: str, options: Mapping[str, Any] | None = None, **parts: Any) -> Policy:
     """The policy of that name. `options` are what users may set: the fields of its dataclass.
 
-    `parts` are what the engine has to offer (`cost`: the cost model); a policy gets those that it has a field for.
+    `parts` are what the engine has to offer (`cost`: the cost model; `capacity`: the executor's); a policy gets those
+    that it has a field for.
 
     Raises:
       ConfigError: no such policy or option, or a value of the wrong type.

@@ -53,6 +53,10 @@ class Programs(Generic[Row]):
         self._idle.pop(key, None)
         return entry.row
 
+    def row_of(self, request: Request) -> Row:
+        """The row of a live call."""
+        return self._entries[_key(request)].row
+
     def leave(self, request: Request, now_s: float) -> None:
         """A call has ended. What the row should keep of it must be in it by now."""
         key = _key(request)

@@ -88,7 +88,7 @@ class Replica:
             num_held = self._hold_copies(sequence, cached, limit)
         shortage = self._missing_blocks(sequence) + self._promised() - store.num_available
         is_full = not self._free_slots or (self.running and shortage > 0)
-        if is_full or (num_held and not store.grow(seq_id, num_held)):
+        if is_full or (num_held and not self._take_all(seq_id, num_held)):
             store.release(seq_id)
             self._let_go_of_copies(sequence)
             return max(shortage, 0)
@@ -97,6 +97,8 @@ class Replica:
         sequence.state = State.RUNNING
         if num_held:
             self._await_copies(sequence, cached // store.block_size)
+        else:
+            self.forget(sequence)  # it was swapped out, and shares its parent's prompt now
         sequence.num_computed = max(cached, num_held)
         sequence.num_cached = max(sequence.num_cached, min(sequence.num_computed, sequence.num_prompt))
         sequence.sit(self.index, self._free_slots.pop())
@@ -121,18 +123,22 @@ class Replica:
             return False
         if not self._swap_rule(self.store.blocks_for(num_computed), num_computed):
             return False
-        if not self._copy_out(sequence):
+        if not self._copy_out(sequence, num_computed):
             return False
         sequence.num_parked = num_computed
         return True
 
     def keep_copy(self, sequence: Sequence) -> None:
-        """Copy a sequence that has ended to host memory, if there is room, for requests that begin like it."""
-        if self.host is not None and not self.host.holds(sequence.seq_id) and self._copy_out(sequence):
+        """Copy whole blocks of a sequence that has ended to host memory, if there is room, for requests that begin like
+        it."""
+        if self.host is None or self.host.holds(sequence.seq_id):
+            return
+        num_known = min(sequence.num_computed, len(sequence.tokens))
+        if self._copy_out(sequence, num_known // self.store.block_size * self.store.block_size):
             self.host.store.release(sequence.seq_id)
 
     def forget(self, sequence: Sequence) -> None:
-        """A waiting sequence has ended: drop its copies."""
+        """Drop a sequence's copies: it has ended, or does not need them."""
         sequence.num_parked = 0
         self._let_go_of_copies(sequence)
 
@@ -159,9 +165,11 @@ class Replica:
         self._landed = []
 
     def pin(self, name: str, sequence: Sequence, num_tokens: int) -> None:
-        """Keep the first tokens of a sequence cached until `unpin`."""
-        if PIN + name not in self.store.seq_ids:
-            self.store.open(PIN + name, sequence.tokens, sequence.request.namespace, limit=num_tokens)
+        """Keep the first tokens of a sequence cached until `unpin`; nothing happens if they are not all cached."""
+        store, tokens, namespace = self.store, sequence.tokens, sequence.request.namespace
+        num_whole = num_tokens // store.block_size * store.block_size
+        if PIN + name not in store.seq_ids and store.cached(tokens, namespace, limit=num_tokens) == num_whole:
+            store.open(PIN + name, tokens, namespace, limit=num_tokens)
 
     def unpin(self, name: str) -> None:
         """Let what was pinned under this name be evicted."""
@@ -198,15 +206,21 @@ class Replica:
         if self.host is not None:
             self.host.store.check()
 
-    def _copy_out(self, sequence: Sequence) -> bool:
+    def _copy_out(self, sequence: Sequence, num_tokens: int) -> bool:
         assert self.host is not None
         table = self.store.table(sequence.seq_id)
-        tokens = sequence.tokens[: sequence.num_computed]
+        tokens = sequence.tokens[:num_tokens]
         swaps = self.host.park(sequence.seq_id, tokens, sequence.request.namespace, table, self.index)
         if swaps is None:
             return False
         self._swap_outs += swaps
         return True
+
+    def _take_all(self, seq_id: str, num_tokens: int) -> bool:
+        """Blocks for a sequence that comes back from host memory; alone it always fits."""
+        if self.store.grow(seq_id, num_tokens):
+            return True
+        return not self.running and self.drop_pins() and self.store.grow(seq_id, num_tokens)
 
     def _hold_copies(self, sequence: Sequence, cached: int, limit: int) -> int:
         """Tokens that host memory has for a sequence and that the pool has not; 0: none, or computing them is quicker."""

@@ -47,8 +47,11 @@ class SimExecutor:
         *,
         overlap: bool = True,
         compiles: bool = False,
+        waits_for_swaps: bool = False,
     ):
-        """`compiles`: the first step of each size stalls the host for a compilation; else all are compiled before."""
+        """`compiles`: the first step of each size stalls the host for a compilation; else all are compiled before.
+        `waits_for_swaps`: a step begins when all its blocks have come and gone; no block travels while another step runs.
+        """
         self.steps = Steps()
         self.collected_s = 0.0  # when the device began the step that was collected last
         self.answers: dict[str, Answer] = {}  # by sequence id; who starts a sequence adds its answer here
@@ -56,6 +59,7 @@ class SimExecutor:
         self._ladder = ladder
         self._cost = cost
         self._clock = clock
+        self._waits_for_swaps = waits_for_swaps
         self._alone = 1.0 - cost.hidden if overlap else 0.0  # share of host time that nothing hides
         self._uncompiled = set(ladder) if compiles else set[Rung]()
         self._rungs: dict[tuple[int, int, bool], Rung] = {}
@@ -123,9 +127,12 @@ class SimExecutor:
             self._out_s = max(self._out_s, start_s) + cost.swap_s(len(plan.swap_outs))
             self._left.update((swap.host, self._out_s) for swap in plan.swap_outs)
         self._back.clear()
-        if plan.prefetches:
+        moved = len(plan.swap_outs) + len(late)
+        if self._waits_for_swaps:
+            start_s = max(start_s, self._out_s)
+        elif plan.prefetches:
             self._bring(plan.prefetches, now_s)
-        moved = len(plan.swap_outs) + len(late) + len(plan.prefetches)
+            moved += len(plan.prefetches)
         self.steps.swapped_bytes += moved * cost.block_bytes
         return start_s
 

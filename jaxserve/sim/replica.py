@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxserve.clock import Clock, VirtualClock
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.cost.model import CostModel
-from jaxserve.executor.ladder import build_ladder, token_rungs
+from jaxserve.executor.ladder import Rung, build_ladder, token_rungs
 from jaxserve.kv.store import KVStore
 from jaxserve.pipeline import Pipeline
 from jaxserve.request import Request
@@ -52,22 +52,32 @@ class ReplicaSpec:
     caching: bool = True
     overlap: bool = True
     compiles: bool = False  # while it serves, rather than before
+    waits_for_swaps: bool = False  # no step runs while blocks travel
     engine_type: str = ""  # replicas of one type are equally fast
+
+    @property
+    def ladder(self) -> tuple[Rung, ...]:
+        """Compiled steps."""
+        return build_ladder(self.max_num_seqs, self.token_budget, self.sequence_shards)
+
+    @property
+    def capacity(self) -> Capacity:
+        """What fits."""
+        return Capacity(
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            num_slots=self.max_num_seqs,
+            token_rungs=token_rungs(self.ladder),
+            max_model_len=self.max_model_len,
+            num_host_blocks=self.num_host_blocks if self.preemption_mode != "recompute" else 0,
+        )
 
 
 class Replica:
     """Takes requests, and runs one step after the other. Time passes only in `advance` and `idle_until`."""
 
     def __init__(self, index: int, spec: ReplicaSpec, policy: Policy):
-        ladder = build_ladder(spec.max_num_seqs, spec.token_budget, spec.sequence_shards)
-        capacity = Capacity(
-            num_blocks=spec.num_blocks,
-            block_size=spec.block_size,
-            num_slots=spec.max_num_seqs,
-            token_rungs=token_rungs(ladder),
-            max_model_len=spec.max_model_len,
-            num_host_blocks=spec.num_host_blocks if spec.preemption_mode != "recompute" else 0,
-        )
+        ladder, capacity = spec.ladder, spec.capacity
         self.index = index
         self.spec = spec
         self._time = VirtualClock()
@@ -83,7 +93,13 @@ class Replica:
             client_quota=spec.client_quota,
         )
         self.executor = SimExecutor(
-            capacity, ladder, spec.cost, self._time, overlap=spec.overlap, compiles=spec.compiles
+            capacity,
+            ladder,
+            spec.cost,
+            self._time,
+            overlap=spec.overlap,
+            compiles=spec.compiles,
+            waits_for_swaps=spec.waits_for_swaps,
         )
         self._answers = self.executor.answers
         self._pipeline = Pipeline(self.scheduler, self.executor, self._time, overlap=spec.overlap)
@@ -95,6 +111,11 @@ class Replica:
     def has_work(self) -> bool:
         """Whether a sequence has not ended, or a step is under way."""
         return bool(self._work) or self._pipeline.is_busy
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether a step is under way."""
+        return self._pipeline.is_busy
 
     def idle_until(self, now_s: float) -> None:
         """Wait for work."""
@@ -124,7 +145,7 @@ class Replica:
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended."""
-        del self._work[sequence.seq_id]
+        del self._work[sequence.seq_id], self._answers[sequence.seq_id]
         stage, length = sequence.request.stage, len(sequence.tokens) - sequence.num_prompt
         guess = self._guesses.setdefault(stage, float(length))
         self._guesses[stage] = guess + _RECENT * (length - guess)

@@ -1,12 +1,16 @@
 """The simulation: calls arrive, a router chooses a replica, replicas run their steps, ended calls release their
 children."""
 
+import contextlib
 import dataclasses
 import functools
 import heapq
+import itertools
 import math
+import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxserve.cluster.router import Router, make_router
@@ -75,16 +79,20 @@ def run_on(
     """As `simulate`, over replicas that are there already: simulated ones, or `sim.live.LiveReplica`."""
     world = _World(workload, replicas, router or make_router("least_loaded"), snapshot_s, knows_lengths)
     run = Run(workload, list(replicas), world.records, world.gaps, world.fairness)
-    try:
-        world.run(watch or _watch_nothing)
-    except KeyboardInterrupt:
-        run.is_partial = True
+    with _interrupts() as caught:
+        try:
+            run.is_partial = not world.run(watch or _watch_nothing, caught)
+        except KeyboardInterrupt:
+            run.is_partial = True
     run.end_s = max((replica.clock.now_s() for replica in replicas), default=0.0)
     return run
 
 
 def _policy(policy: str | Callable[[], Policy], options: Mapping[str, Any] | None, spec: ReplicaSpec) -> Policy:
-    return make_policy(policy, options, cost=spec.cost) if isinstance(policy, str) else policy()
+    if not isinstance(policy, str):
+        return policy()
+    capacity = spec.capacity
+    return make_policy(policy, options, cost=spec.cost, capacity=capacity, rungs=capacity.token_rungs)
 
 
 class _World:
@@ -121,13 +129,13 @@ class _World:
                 self._children.setdefault(parent, []).append(call)
         heapq.heapify(self._events)
 
-    def run(self, watch: Watcher) -> None:
-        """Until nothing is left to do."""
+    def run(self, watch: Watcher, stops: Sequence[int]) -> bool:
+        """Go on until nothing is left to do, or there is something in `stops`; returns whether all is done."""
         polls = 0
-        while True:
+        while not stops:
             busy = [replica for replica in self._replicas if replica.has_work]
             if not busy and not self._events:
-                return
+                return True
             replica = min(busy, key=lambda r: r.clock.now_s()) if busy else None
             next_s = self._events[0][0] if self._events else math.inf
             if replica is None or next_s <= replica.clock.now_s():
@@ -144,12 +152,14 @@ class _World:
                 self._end(replica, item, now_s)
             if ended:
                 watch(len(ended), now_s)
-            polls = 0 if now_s > before_s else polls + 1
-            if not polls:
+            if progress or replica.is_stepping or now_s > before_s:
+                polls = 0
                 continue
+            polls += 1
             if polls > _MOST_POLLS:
                 raise InvariantError("sequences wait, and the policy admits none of them")
             replica.idle_until(min(next_s, now_s + _POLL_S))
+        return False
 
     def _arrive(self, call: Call, now_s: float) -> None:
         prompt = self._prompt(call)
@@ -203,7 +213,7 @@ class _World:
             self._readers[other] -= 1
             if not self._readers[other]:
                 del self._texts[other]
-        return parts[0] if len(parts) == 1 else tuple(token for part in parts for token in part)
+        return parts[0] if len(parts) == 1 else tuple(itertools.chain.from_iterable(parts))
 
     def _close(self, call: Call, now_s: float) -> None:
         """One call of a program less; after the last everybody may forget the program."""
@@ -219,7 +229,7 @@ class _World:
         replica.forget(sequence)
         record = self._by_sequence.pop(sequence.seq_id)
         record.finish, record.finish_s = item.finish, now_s
-        record.num_cached, record.num_preemptions = sequence.num_cached, sequence.view.num_preemptions
+        record.num_preemptions = sequence.view.num_preemptions
         call = record.call
         if len(self._replicas) > 1:
             self._router.finish(call.call_id, record.num_output)
@@ -231,6 +241,28 @@ class _World:
             if not self._left[child.call_id]:
                 arrival_s = max(child.arrival_s, now_s + child.think_s)
                 heapq.heappush(self._events, (arrival_s, self._numbers[child.call_id], child))
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C, as something in the list: an exception may come where it is lost, since JAX has the garbage collector call it
+    back. The second Ctrl-C is one."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, frame: object) -> None:
+        del frame
+        caught.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,5 +1,6 @@
 """Fixtures of the command line's tests."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -35,5 +36,20 @@ def cli(capsys):
             code = stop.code
         captured = capsys.readouterr()
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return run
+
+
+@pytest.fixture
+def batch(cli, checkpoint, tmp_path, fake_llm):
+    """Write the lines, run the command, read the answers."""
+
+    def run(lines, *options):
+        source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        if lines is not None:
+            source.write_bytes(b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in lines))
+        run.done = cli("run-batch", "-i", source, "-o", target, "--model", checkpoint, *options)
+        run.target = target
+        return [json.loads(text) for text in target.read_text().splitlines()] if target.exists() else []
 
     return run

@@ -95,27 +95,34 @@ class FakeLLM:
         self._engine = FakeEngine(self.config.max_num_seqs)
         self._ids = itertools.count()
         self.tokenizer = ByteTokenizer()
+        self.submitted = []
+        self.unpinned = []
         FakeLLM.last = self
 
-    def _request(self, prompt, params, *, task=Task.GENERATE):
-        if isinstance(prompt, dict):
-            prompt = prompt["prompt_token_ids"]
+    def _request(self, prompt, params, *, task=Task.GENERATE, meta=None):
         text = prompt if isinstance(prompt, str) else None
-        ids = tuple(prompt.encode() if text is not None else prompt)
+        if isinstance(prompt, dict):
+            text, prompt = prompt["prompt"], prompt["prompt_token_ids"]
+        ids = tuple(prompt.encode() if isinstance(prompt, str) else prompt)
         if not ids or len(ids) > MAX_TOKENS:
             raise RequestError(f"the prompt has {len(ids)} tokens")
         if b"crash" in bytes(ids):
             raise TypeError("a bug")
-        return Request(request_id=f"r{next(self._ids)}", prompt_token_ids=ids, params=params, task=task), text
+        request_id = f"r{next(self._ids)}"
+        return Request(request_id=request_id, prompt_token_ids=ids, params=params, task=task, **(meta or {})), text
 
     def chat_prompt(self, messages, **variables):
         text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
         return {"prompt": text, "prompt_token_ids": self.tokenizer.encode(text)}
 
-    def submit(self, prompt, params=None, *, task=Task.GENERATE):
-        request, text = self._request(prompt, params or SamplingParams(), task=task)
+    def submit(self, prompt, params=None, *, task=Task.GENERATE, meta=None):
+        request, text = self._request(prompt, params or SamplingParams(), task=task, meta=meta)
         self._engine.add(request, text)
+        self.submitted.append(request)
         return request.request_id
+
+    def unpin(self, name):
+        self.unpinned.append(name)
 
     def step(self):
         return list(self._engine.step())
@@ -123,17 +130,18 @@ class FakeLLM:
     def abort(self, request_id):
         self._engine.abort(request_id)
 
-    def stream_events(self, prompt, params=None):
-        request, text = self._request(prompt, params or SamplingParams())
+    def stream_events(self, prompt, params=None, *, meta=None):
+        request, text = self._request(prompt, params or SamplingParams(), meta=meta)
         self._engine.add(request, text)
+        self.submitted.append(request)
         try:
             while self._engine.running:
                 yield from self._engine.step()
         finally:
             self._engine.abort(request.request_id)
 
-    def generate(self, prompts, params=None, *, progress=False):
-        return [list(self.stream_events(prompt, params))[-1].output for prompt in prompts]
+    def generate(self, prompts, params=None, *, progress=False, meta=None):
+        return [list(self.stream_events(prompt, params, meta=meta))[-1].output for prompt in prompts]
 
     def metrics(self):
         facts = {"load_s": 0.1, "warm_up_s": 0.2, "backend": "fake", "attention_backend": "fake", "dtype": "float32"}

@@ -58,6 +58,17 @@ def test_generate_sends_options_to_engine_and_sampler(cli, checkpoint, fake_llm)
     assert (config.max_num_seqs, config.enable_prefix_caching, config.seed) == (3, False, 5)
 
 
+def test_generate_says_who_asks(cli, checkpoint, fake_llm):
+    flags = ["--client=c", "--program=p", "--stage=s", "--priority=-2", "--deadline-ms=250"]
+    for prompts in (["a"], ["a", "b"]):
+        cli("generate", checkpoint, *prompts, *flags)
+        request = fake_llm.last.submitted[-1]
+        assert (request.client, request.program, request.stage) == ("c", "p", "s")
+        assert (request.priority, request.deadline_s) == (-2, 0.25)
+    assert cli("generate", checkpoint, "a", "--deadline-ms=0").code == 2
+    assert cli("generate", checkpoint, "a", "--priority=nan").code == 2
+
+
 def test_generate_sizes_the_engine_for_its_prompts_unless_told(cli, checkpoint, fake_llm):
     def sizes(*arguments):
         cli("generate", checkpoint, *arguments)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 
 import numpy as np
 import pytest
@@ -64,6 +65,29 @@ def test_run_batch_answers_every_endpoint(cli, checkpoint, llm, tmp_path):
     assert scored[0] is None
     assert sum(scored[1:]) == pytest.approx(llm.score("h", ["ello"])[0].logprob, abs=1e-3)
     assert rows["too long"]["response"]["status_code"] == 400
+
+
+def test_run_batch_in_groups_answers_what_it_would_without_them(cli, tmp_path):
+    """The bundled model, and a pool that holds three of the six beginnings."""
+    heads = [f"# module {n}\n" + "import os\n" * 20 for n in range(6)]
+    rows = [(f"{n}-{m}", head + f"def f{m}(x):") for n, head in enumerate(heads) for m in range(5)]
+    random.Random(0).shuffle(rows)
+    body = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+    lines = [json.dumps({"custom_id": n, "url": "/v1/completions", "body": body | {"prompt": p}}) for n, p in rows]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    sizes = ["--num-kv-blocks=32", "--block-size=8", "--max-model-len=256", "--max-num-seqs=8", "--dtype=float32"]
+    answers, cached = [], []
+    for policy in ("fcfs", "batchllm"):
+        files = ["-i", tmp_path / "in.jsonl", "-o", tmp_path / f"{policy}.jsonl", "--model", "tiny"]
+        options = [f"--scheduling-policy={policy}", "--max-num-batched-tokens=64", "--no-progress"]
+        assert cli("run-batch", *files, *sizes, *options).code == 0
+        results = map(json.loads, (tmp_path / f"{policy}.jsonl").read_text().splitlines())
+        bodies = {result["custom_id"]: result["response"]["body"] for result in results}
+        assert len(bodies) == 30
+        answers.append({name: body["choices"][0]["text"] for name, body in bodies.items()})
+        cached.append(sum(body["usage"]["prompt_tokens_details"]["cached_tokens"] for body in bodies.values()))
+    assert answers[0] == answers[1]
+    assert cached[1] > 1.5 * cached[0]
 
 
 def test_bench_measures_what_was_asked_for(cli, checkpoint, tmp_path):

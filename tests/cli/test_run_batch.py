@@ -28,21 +28,6 @@ def say(text):
     return [{"role": "user", "content": text}]
 
 
-@pytest.fixture
-def batch(cli, checkpoint, tmp_path, fake_llm):
-    """Write the lines, run the command, read the answers."""
-
-    def run(lines, *options):
-        source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-        if lines is not None:
-            source.write_bytes(b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in lines))
-        run.done = cli("run-batch", "-i", source, "-o", target, "--model", checkpoint, *options)
-        run.target = target
-        return [json.loads(text) for text in target.read_text().splitlines()] if target.exists() else []
-
-    return run
-
-
 def by_id(results):
     assert len({result["custom_id"] for result in results}) == len(results)
     return {result["custom_id"]: result for result in results}

@@ -116,7 +116,7 @@ def test_ctrl_c_leaves_a_partial_report(cli, monkeypatch):
     [
         (("--chip", "h10", *SHORT), "unknown chip 'h10'. Did you mean 'h100'?"),
         (("--chip", "h100", "--workload", "chta"), "unknown workload 'chta'. Did you mean 'chat'?"),
-        (("--chip", "h100", *SHORT, "--policy", "fcsf"), "unknown scheduling policy 'fcsf'. Did you mean 'fcfs'?"),
+        (("--chip", "h100", *SHORT, "--policy", "fcsf"), "unknown policy 'fcsf'. Did you mean 'fcfs'?"),
         (("--chip", "h100", *SHORT, "--policy", "fcfs:{bad"), "'{bad' is not JSON"),
         (
             ("--chip", "h100", *SHORT, "--policy", 'fcfs:{"a": 1}'),
