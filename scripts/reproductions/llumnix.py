@@ -18,15 +18,6 @@ from reproductions.replicas import mean, reports, spread
 from reproductions.section import Options, Section, Table
 
 POOL, BLOCK = 14_000, 16  # tokens
-SPEC = ReplicaSpec(
-    cost=reference(),
-    num_blocks=POOL // BLOCK,
-    block_size=BLOCK,
-    max_num_seqs=256,
-    max_model_len=12_100,
-    preemption_mode="recompute",
-    caching=False,
-)
 RATES = (18.0, 26.0, 34.0)
 PUBLISHED = {"divides_shortage": True}  # what is missing is divided, too; ours is the default
 ROUTERS = {
@@ -37,6 +28,21 @@ ROUTERS = {
 }
 AGES_S = (0.0, 1.0, 5.0)
 URGENT = 0.1  # share of calls, as in the paper
+
+
+def replica(pool: int) -> ReplicaSpec:
+    return ReplicaSpec(
+        cost=reference(),
+        num_blocks=pool // BLOCK,
+        block_size=BLOCK,
+        max_num_seqs=256,
+        max_model_len=12_100,
+        preemption_mode="recompute",
+        caching=False,
+    )
+
+
+SPEC = replica(POOL)
 
 
 class AsSeen:
@@ -113,9 +119,9 @@ def run(options: Options) -> Section:
                 lines=_stale(options, lambda seed: workload(low, seed)),
             ),
             Table(
-                caption=f"Every tenth request urgent, at {low:g}/s: mean time to the first token and mean latency, in "
+                caption=f"Every tenth request urgent, at {high:g}/s: mean time to the first token and mean latency, in "
                 "seconds:",
-                lines=_urgent(options, lambda seed: workload(low, seed)),
+                lines=_urgent(options, lambda seed: workload(high, seed)),
             ),
         ],
         pictures={picture.save(figure, options.pictures / "llumnix.png"): "Time to first token against rate"},
@@ -178,4 +184,10 @@ def _urgent(options: Options, make) -> list[dict[str, str]]:
     return lines
 
 
-VERDICT = ""
+VERDICT = (
+    "Near the knee that is the size of the claim; against a router that counts sequences it is more than claimed in the mean. "
+    "Past overload dispatch alone helps little, and can harm: in runs of 100 s at 34/s (mean time to the first token, two "
+    "seeds) the published rule gave 37.8 s, more than round robin, and 21.0 s with a shortage that is not divided, "
+    "which is why that is our default. Snapshots of 1 s are as good as fresh ones if what was sent is added, and not without. "
+    "Room kept for urgent requests is paid for by the others. Migration, which the paper credits with the rest, is to come."
+)
