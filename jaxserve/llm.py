@@ -179,6 +179,17 @@ class LLM:
             if self._inboxes.get(request_id) is self._submitted:
                 self._hand_out(self._engine.abort(request_id, index))
 
+    def set_priority(self, request_id: str, priority: float) -> None:
+        """Change the priority of a submitted request, for scheduling policies that go by it (smaller goes first).
+
+        What has ended already is ignored.
+
+        Raises:
+          RequestError: it is no number.
+        """
+        with self._lock:
+            self._engine.set_priority(request_id, priority)
+
     def end_program(self, program: str) -> None:
         """Say that no more requests of a program will come, so that scheduling policies may forget it."""
         with self._lock:

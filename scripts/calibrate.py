@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ from jaxserve.clock import WallClock  # noqa: E402
 from jaxserve.config import EngineConfig  # noqa: E402
 from jaxserve.cost import files  # noqa: E402
 from jaxserve.cost.fit import Sample, errors, fit  # noqa: E402
+from jaxserve.cost.here import of_device  # noqa: E402
 from jaxserve.cost.model import CostModel  # noqa: E402
 from jaxserve.cost.work import Work, work_of  # noqa: E402
 from jaxserve.engine import Engine  # noqa: E402
@@ -209,13 +211,16 @@ def note(notes: dict[Work, Notes], times: Sequence[Times], overlap: bool) -> Non
 
 
 def fitted_model(samples: Sequence[Sample], name: str, built: Built) -> CostModel:
-    """What `fit` cannot know comes from the engine's facts and from what is assumed of its device."""
-    facts = built.facts
+    """Sizes come from the engine; the speed of links to host memory and to other replicas is assumed, not measured."""
+    facts, device = built.facts, jax.devices()[0]
+    assumed = of_device(device.device_kind, device.platform, built.model)
     return fit(
         samples,
         name=f"{name} on {facts['backend']}, fitted",
         block_bytes=facts["kv_pool_bytes"] / facts["num_kv_blocks"],
         compile_s=facts["warm_up_s"] / max(facts["warm_up_compiles"], 1),
+        swap_bytes_per_s=assumed.swap_bytes_per_s,
+        transfer_bytes_per_s=assumed.transfer_bytes_per_s,
     )
 
 

@@ -328,6 +328,14 @@ def test_submitted_requests_answer_step_by_step_as_generate_does(llm: LLM, alone
     assert llm.step() == []
 
 
+def test_the_priority_of_a_submitted_request_can_be_changed(llm: LLM):
+    name = llm.submit([1, 2, 3], GREEDY)
+    llm.set_priority(name, -2.5)
+    llm.set_priority("unknown", 1)
+    assert [view.priority for view in llm._engine.scheduler.waiting] == [-2.5]
+    drain(llm)
+
+
 def test_submitted_requests_run_while_others_call_generate(llm: LLM, alone):
     name = llm.submit(prompts(12)[0], GREEDY)
     assert tokens(llm.generate(prompts(12)[1:], GREEDY)) == alone[1:]

@@ -116,10 +116,12 @@ def answer_lines(
     start_s = time.perf_counter()
     num_errors = num_tokens = num_prompt = num_cached = 0
     items = jobs(todo, served)
-    if llm.config.scheduling_policy == "batchllm" and llm.config.enable_prefix_caching:
+    is_planned = llm.config.scheduling_policy == "batchllm" and llm.config.enable_prefix_caching
+    if is_planned:
         items = planned(llm, items, lambda text: tqdm.write(text, file=sys.stderr))
     flight = Flight(llm, items)
     bar = tqdm(total=num_left, unit="req", desc="run-batch", disable=None if progress else True)
+    bar.set_postfix_str("reading ahead" if is_planned else "")
     with bar, contextlib.closing(flight.answers()) as answers:
         for number, custom_id, answer in answers:
             append(results, result_line(number, custom_id, answer))

@@ -18,8 +18,8 @@ FLOP_SHARE, BYTES_SHARE = 0.6, 0.8
 _HOP_S, _MEET_S, _LAUNCH_S = 1e-6, 10e-6, 50e-6
 _NETWORK_BYTES_PER_S = 25e9  # of a host in a data centre (https://jax-ml.github.io/scaling-book)
 _COMPILE_S = 20.0  # assumed, of one size without a cache
-# Measured on two cores of an AMD EPYC through the whole engine (docs/log.md): planning, inputs, results, text.
-HOST = Host(step_s=0.35e-3, row_s=12e-6, token_s=0.1e-6)
+# Rough, measured on two cores of an AMD EPYC through the whole engine: planning, inputs, results, text.
+HOST = Host(step_s=0.35e-3, row_s=12e-6, token_s=0.25e-6)
 
 
 def of_chip(
@@ -36,7 +36,8 @@ def of_chip(
     bytes_share: float = BYTES_SHARE,
     host: Host = HOST,
 ) -> CostModel:
-    """The cost model of one replica of a model on `tensor * expert * sequence` devices of a chip.
+    """The cost model of one replica of a model on `tensor * expert * sequence` devices of a chip. Sliding windows are left
+    out: what such a layer does not read counts, too.
 
     Args:
       chip: of `pallas_kernels.chips`, or its name there.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxserve.step import Row, StepPlan
+from jaxserve.step import Row
 
 _FEW_ROWS = 4  # as `executor.program`: a step that fills prompts computes the logits of so many rows, or of all
 
@@ -58,22 +58,12 @@ def work_of(rows: Sequence[Row], rung: int, rung_rows: int) -> Work:
     )
 
 
-def works_of(plan: StepPlan, rung: int, rung_rows: int) -> list[Work]:
-    """What each replica with rows has to do. All run the same rung together: the step takes as long as the longest."""
-    parts: dict[int, list[Row]] = {}
-    for row in plan.rows:
-        parts.setdefault(row.replica, []).append(row)
-    return [work_of(rows, rung, rung_rows) for rows in parts.values()]
-
-
 def prompt_work(num_tokens: int, start: int = 0, *, decodes: int = 0, decode_kv: int = 0, rung: int = 0) -> Work:
     """A chunk of a prompt from position `start` on, beside so many decodes that read `decode_kv` tokens together.
     `rung`: the step's size, if padded."""
     pairs = num_tokens * (2 * start + num_tokens + 1) // 2
     tokens = num_tokens + decodes
-    return Work(
-        max(rung, tokens), decodes + 1, tokens, decode_kv, start + num_tokens, decode_kv + pairs, max(decodes + 1, 1)
-    )
+    return Work(max(rung, tokens), decodes + 1, tokens, decode_kv, start + num_tokens, decode_kv + pairs, decodes + 1)
 
 
 def decode_work(num_rows: int, kv: int, *, rung: int = 0) -> Work:

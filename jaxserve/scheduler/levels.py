@@ -42,7 +42,6 @@ class Call:
 
     __slots__ = (
         "before",
-        "decoded",
         "level",
         "limit",
         "place",
@@ -51,6 +50,7 @@ class Call:
         "row",
         "run_s",
         "running_since",
+        "served",
         "since_s",
         "view",
         "wait_s",
@@ -63,8 +63,8 @@ class Call:
         self.level = 0
         self.place = 0  # in the queue of its level
         self.quantum = 0.0  # service it may still have on this level
-        self.decoded = 0
-        self.prefilled = 0
+        self.served = 0.0
+        self.prefilled = 0  # prompt tokens, if they count
         self.wait_s, self.run_s = row.wait_s, row.run_s  # of the path up to `since_s`
         self.since_s = now_s  # when it began to wait, or to run
         self.running_since = -1  # the step of its admission; -1: it waits
@@ -160,11 +160,13 @@ class Levels(Policy):
 
     def charge(self, view: View, prefill_tokens: int, decode_tokens: int) -> None:
         """Service uses up the quantum."""
-        call = self._calls[view.seq_id]
-        before = self._served(call)
-        call.prefilled += prefill_tokens
-        call.decoded += decode_tokens
-        call.quantum -= self._served(call) - before
+        call, gain = self._calls[view.seq_id], float(decode_tokens)
+        if prefill_tokens and self.prefill_weight:  # what is computed again after a preemption does not count twice
+            before, most = call.prefilled, view.num_prompt
+            call.prefilled += prefill_tokens
+            gain += self.prefill_weight * (min(call.prefilled, most) - min(before, most))
+        call.served += gain
+        call.quantum -= gain
         if call.quantum <= 0:
             waits = call.running_since < 0
             if waits:
@@ -186,7 +188,7 @@ class Levels(Policy):
         row = call.row
         if wait_s + run_s > row.wait_s + row.run_s:
             row.wait_s, row.run_s = wait_s, run_s
-        self._fold(row, view.request, call.before, self._served(call))
+        self._fold(row, view.request, call.before, call.served)
         self.programs.leave(self._member(view), now_s)
 
     def on_program_end(self, program: str, now_s: float) -> None:
@@ -214,10 +216,6 @@ class Levels(Policy):
 
     def _fold(self, row: ProgramRow, request: Request, before: float, served: float) -> None:
         """A call that began with `before` has ended, `served` later."""
-
-    def _served(self, call: Call) -> float:
-        """Of a prompt that was computed several times because of preemptions one time counts."""
-        return call.decoded + self.prefill_weight * min(call.prefilled, call.view.num_prompt)
 
     def _rank(self, view: View) -> tuple[int, int]:
         return self._calls[view.seq_id].rank

@@ -145,6 +145,11 @@ class LiveReplica:
         """Whether a sequence has not ended, or a step is under way."""
         return self._engine.has_work
 
+    @property
+    def is_stepping(self) -> bool:
+        """Whether a step is under way."""
+        return self._engine.pipeline.is_busy
+
     def idle_until(self, now_s: float) -> None:
         """Sleep."""
         if now_s > self._inner.now_s():

@@ -49,6 +49,10 @@ class Record:
         self.num_preemptions = 0
         self.refused = ""  # why it was never served
 
+    def begin(self, start_s: float, num_cached: int) -> None:
+        """Its first step begins, after so many tokens that need not be fed."""
+        self.start_s, self.num_cached = start_s, num_cached
+
 
 class Steps:
     """One replica's steps in columns."""
@@ -110,7 +114,7 @@ class Gaps:
                 elif record.first_s is None:
                     record.first_s = now_s
                     if record.start_s is None:
-                        record.start_s = start_s
+                        record.begin(start_s, item.row.start)
                     continue
                 else:
                     if number:
@@ -121,7 +125,7 @@ class Gaps:
             else:  # a part of a prompt
                 record = records[item.sequence.seq_id]
                 if record.start_s is None:
-                    record.start_s = start_s
+                    record.begin(start_s, item.row.start)
         if number:
             self._add(gap_s, number)
         return [item for item in progress if item.finish]

@@ -112,6 +112,11 @@ class Replica:
         """Whether a sequence has not ended, or a step is under way."""
         return bool(self._work) or self._pipeline.is_busy
 
+    @property
+    def is_stepping(self) -> bool:
+        """Whether a step is under way."""
+        return self._pipeline.is_busy
+
     def idle_until(self, now_s: float) -> None:
         """Wait for work."""
         self._time.advance(max(now_s - self._time.now_s(), 0.0))
@@ -140,7 +145,7 @@ class Replica:
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended."""
-        del self._work[sequence.seq_id]
+        del self._work[sequence.seq_id], self._answers[sequence.seq_id]
         stage, length = sequence.request.stage, len(sequence.tokens) - sequence.num_prompt
         guess = self._guesses.setdefault(stage, float(length))
         self._guesses[stage] = guess + _RECENT * (length - guess)

@@ -37,13 +37,14 @@ def report(run: Run, slo: Slo | None = None) -> dict[str, Any]:
 
     `ttft`, `tpot`, `latency` and `wait` (for the first step) are of calls, `tbt` (between two tokens of an answer) of
     tokens, `program` of programs: from the first arrival to the last answer, and that over the answer tokens of the
-    longest way. A prompt token is cached if it did not have to be fed; fed ones include those computed again after a
-    preemption.
+    longest way. A prompt token is cached if it did not have to be fed when its call first ran.
     """
     ended = [record for record in run.records if record.finish_s is not None and record.first_s is not None]
+    refused = [record for record in run.records if record.refused]
     steps = [replica.executor.steps for replica in run.replicas]
     counters = [replica.scheduler.counters for replica in run.replicas]
-    fed, cached = (sum(getattr(c, name) for c in counters) for name in ("prompt_tokens", "cached_tokens"))
+    begun = [record for record in run.records if record.start_s is not None]
+    prompts, cached = sum(record.num_prompt for record in begun), sum(record.num_cached for record in begun)
     tokens, padded = sum(sum(s.num_tokens) for s in steps), sum(sum(s.num_padded) for s in steps)
     num_output = sum(record.num_output for record in run.records)
     end_s = run.end_s or 1.0
@@ -53,7 +54,8 @@ def report(run: Run, slo: Slo | None = None) -> dict[str, Any]:
         "calls": len(run.workload.calls),
         "calls_arrived": len(run.records),
         "calls_ended": len(ended),
-        "calls_refused": sum(bool(record.refused) for record in run.records),
+        "calls_refused": len(refused),
+        "first_refusal": f"call {refused[0].call.call_id}: {refused[0].refused}" if refused else "",
         "end_s": run.end_s,
         "steps": sum(map(len, steps)),
         "prompt_tokens": sum(record.num_prompt for record in run.records),
@@ -66,7 +68,7 @@ def report(run: Run, slo: Slo | None = None) -> dict[str, Any]:
         "tbt_s": _weighted(run.gaps.seconds, run.gaps.counts),
         "latency_s": spread(r.finish_s - r.arrival_s for r in ended if r.finish_s is not None),
         "wait_s": spread(r.start_s - r.arrival_s for r in ended if r.start_s is not None),
-        "cached_share": cached / (fed + cached) if fed + cached else 0.0,
+        "cached_share": cached / prompts if prompts else 0.0,
         "preemptions": sum(c.preemptions for c in counters),
         "wasted_rows": sum(c.wasted_rows for c in counters),
         "swapped_bytes": sum(s.swapped_bytes for s in steps),

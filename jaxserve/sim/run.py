@@ -1,12 +1,16 @@
 """The simulation: calls arrive, a router chooses a replica, replicas run their steps, ended calls release their
 children."""
 
+import contextlib
 import dataclasses
 import functools
 import heapq
+import itertools
 import math
+import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxserve.cluster.router import Router, make_router
@@ -16,7 +20,7 @@ from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.core import Progress
 from jaxserve.scheduler.make import make_policy
 from jaxserve.scheduler.policy import Policy
-from jaxserve.sim.call import END, After, Call, Span, Workload
+from jaxserve.sim.call import END, After, Call, Said, Span, Workload
 from jaxserve.sim.fairness import Fairness
 from jaxserve.sim.record import Gaps, Record
 from jaxserve.sim.replica import Replica, ReplicaSpec
@@ -75,10 +79,11 @@ def run_on(
     """As `simulate`, over replicas that are there already: simulated ones, or `sim.live.LiveReplica`."""
     world = _World(workload, replicas, router or make_router("least_loaded"), snapshot_s, knows_lengths)
     run = Run(workload, list(replicas), world.records, world.gaps, world.fairness)
-    try:
-        world.run(watch or _watch_nothing)
-    except KeyboardInterrupt:
-        run.is_partial = True
+    with _interrupts() as caught:
+        try:
+            run.is_partial = not world.run(watch or _watch_nothing, caught)
+        except KeyboardInterrupt:
+            run.is_partial = True
     run.end_s = max((replica.clock.now_s() for replica in replicas), default=0.0)
     return run
 
@@ -124,13 +129,13 @@ class _World:
                 self._children.setdefault(parent, []).append(call)
         heapq.heapify(self._events)
 
-    def run(self, watch: Watcher) -> None:
-        """Until nothing is left to do."""
+    def run(self, watch: Watcher, stops: Sequence[int]) -> bool:
+        """Go on until nothing is left to do, or there is something in `stops`; returns whether all is done."""
         polls = 0
-        while True:
+        while not stops:
             busy = [replica for replica in self._replicas if replica.has_work]
             if not busy and not self._events:
-                return
+                return True
             replica = min(busy, key=lambda r: r.clock.now_s()) if busy else None
             next_s = self._events[0][0] if self._events else math.inf
             if replica is None or next_s <= replica.clock.now_s():
@@ -147,17 +152,24 @@ class _World:
                 self._end(replica, item, now_s)
             if ended:
                 watch(len(ended), now_s)
-            polls = 0 if now_s > before_s else polls + 1
-            if not polls:
+            if progress or replica.is_stepping or now_s > before_s:
+                polls = 0
                 continue
+            polls += 1
             if polls > _MOST_POLLS:
                 raise InvariantError("sequences wait, and the policy admits none of them")
             replica.idle_until(min(next_s, now_s + _POLL_S))
+        return False
 
     def _arrive(self, call: Call, now_s: float) -> None:
-        prompt = self._prompt(call)
-        record = Record(call, now_s, len(prompt))
+        num_tokens = sum(piece.length if isinstance(piece, Span) else len(self._text(piece)) for piece in call.prompt)
+        record = Record(call, now_s, num_tokens)
         self.records.append(record)
+        longest = max(replica.spec.max_model_len for replica in self._replicas)
+        if num_tokens >= longest:  # told before so many tokens are made
+            record.refused = f"a prompt of {num_tokens} tokens, and max_model_len is {longest}"
+            return
+        prompt = self._prompt(call)
         params = _params(call.output_tokens if self._knows_lengths else call.max_tokens, self._knows_lengths)
         request = Request(
             request_id=call.call_id,
@@ -178,8 +190,8 @@ class _World:
             index = self._router.route(request, self._snapshots(now_s), now_s)
         replica = self._replicas[index]
         record.replica = index
-        if len(prompt) >= replica.spec.max_model_len:
-            record.refused = f"a prompt of {len(prompt)} tokens, and max_model_len is {replica.spec.max_model_len}"
+        if num_tokens >= replica.spec.max_model_len:
+            record.refused = f"a prompt of {num_tokens} tokens, and max_model_len is {replica.spec.max_model_len}"
             self._router.finish(call.call_id, 0)
             return
         if self.fairness is not None:
@@ -193,20 +205,21 @@ class _World:
             self._seen = now_s, [replica.snapshot(now_s) for replica in self._replicas]
         return self._seen[1]
 
+    def _text(self, piece: After | Said) -> tuple[int, ...]:
+        """The tokens of an earlier call."""
+        tokens, num_prompt = self._texts[piece.call_id]
+        return tokens if isinstance(piece, After) else tokens[num_prompt:]
+
     def _prompt(self, call: Call) -> tuple[int, ...]:
         """The tokens of a call's prompt. Texts that nobody needs any more are forgotten."""
-        parts = list[tuple[int, ...]]()
-        for piece in call.prompt:
-            if isinstance(piece, Span):
-                parts.append((piece.token,) * piece.length)
-            else:
-                tokens, num_prompt = self._texts[piece.call_id]
-                parts.append(tokens if isinstance(piece, After) else tokens[num_prompt:])
+        parts = [
+            (piece.token,) * piece.length if isinstance(piece, Span) else self._text(piece) for piece in call.prompt
+        ]
         for other in call.wanted:
             self._readers[other] -= 1
             if not self._readers[other]:
                 del self._texts[other]
-        return parts[0] if len(parts) == 1 else tuple(token for part in parts for token in part)
+        return parts[0] if len(parts) == 1 else tuple(itertools.chain.from_iterable(parts))
 
     def _close(self, call: Call, now_s: float) -> None:
         """One call of a program less; after the last everybody may forget the program."""
@@ -222,7 +235,7 @@ class _World:
         replica.forget(sequence)
         record = self._by_sequence.pop(sequence.seq_id)
         record.finish, record.finish_s = item.finish, now_s
-        record.num_cached, record.num_preemptions = sequence.num_cached, sequence.view.num_preemptions
+        record.num_preemptions = sequence.view.num_preemptions
         call = record.call
         if len(self._replicas) > 1:
             self._router.finish(call.call_id, record.num_output)
@@ -234,6 +247,28 @@ class _World:
             if not self._left[child.call_id]:
                 arrival_s = max(child.arrival_s, now_s + child.think_s)
                 heapq.heappush(self._events, (arrival_s, self._numbers[child.call_id], child))
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C, as something in the list: an exception may come where it is lost, since JAX has the garbage collector call it
+    back. The second Ctrl-C is one."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, frame: object) -> None:
+        del frame
+        caught.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 @functools.lru_cache(maxsize=4096)

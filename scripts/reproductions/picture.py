@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from PIL import Image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -39,4 +40,7 @@ def save(figure: Any, path: Path) -> str:
     """Write a PNG; returns its file name."""
     figure.savefig(path, dpi=90)
     plt.close(figure)
+    with Image.open(path) as picture:
+        few = picture.convert("RGB").quantize(64)  # colours: a third of the size
+    few.save(path, optimize=True)
     return path.name

@@ -23,7 +23,7 @@ SLOTS = 24
 CLAIM = """4 to 15 times the throughput of programs at the same latency as vLLM and others, on chats, tool calls, tree search
 and a mix of them (Autellix, 2025, arXiv 2502.13965, abstract; the text was not at hand)."""
 SETUP = """Chains of calls (60 % of programs make 1 to 4, 30 % 5 to 15, 10 % 40 to 120; 100 to 600 prompt tokens, answers
-around 67), {count} programs, Poisson arrivals, {slots} slots, {chip}; mean of {seeds} seed(s). The pool is large, so that
+around 67), {count} programs, Poisson arrivals, {slots} slots, {chip}; {seeds}. The pool is large, so that
 who is preempted finds nearly all of it in the prefix cache. Latency per token: from the first arrival of a program to its
 last answer, over its answer tokens, mean over programs. The oracle knows all lengths."""
 
@@ -49,7 +49,7 @@ def run(options: Options) -> Section:
     return Section(
         title="PLAS: Autellix on chains of calls",
         claim=CLAIM,
-        setup=SETUP.format(count=count, slots=SLOTS, chip=A100, seeds=options.seeds),
+        setup=SETUP.format(count=count, slots=SLOTS, chip=A100, seeds=options.seeds_text),
         tables=[
             Table(caption="Mean milliseconds per token, by programs per second:", lines=_lines(means)),
             Table(caption="p99 of program latency in seconds:", lines=_lines(tails)),

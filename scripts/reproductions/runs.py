@@ -1,5 +1,6 @@
 """Simulations of one workload under several policies, and means over seeds."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from jaxserve.scheduler.policy import Policy
 from jaxserve.sim.call import Workload
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import report
-from jaxserve.sim.run import Router, simulate
+from jaxserve.sim.run import Run, simulate
 
 # By name, with options; or made for a workload.
 Policies = Mapping[str, tuple[str, Mapping[str, Any]] | Callable[[Workload], Policy]]
@@ -27,18 +28,16 @@ def compare(
     specs: Sequence[ReplicaSpec],
     policies: Policies,
     say: Callable[[str], None],
-    router: Callable[[], Router] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Reports of every policy, one for each workload."""
     reports: dict[str, list[dict[str, Any]]] = {}
     for name, policy in policies.items():
         for workload in workloads:
             say(f"{workload.name}: {name}")
-            made = router() if router else None
             if isinstance(policy, tuple):
-                run = simulate(workload, specs, *policy, router=made)
+                run = simulate(workload, specs, policy[0], policy[1])
             else:
-                run = simulate(workload, specs, lambda p=policy, w=workload: p(w), router=made)
+                run = simulate(workload, specs, lambda p=policy, w=workload: p(w))
             reports.setdefault(name, []).append(report(run))
     return reports
 
@@ -52,3 +51,13 @@ def mean(reports: Sequence[Mapping[str, Any]], *keys: str) -> float:
         return facts
 
     return statistics.fmean(map(value, reports))
+
+
+def of_programs(run: Run) -> list[float]:
+    """Seconds from the first arrival to the last answer of each program that has ended."""
+    first, last = dict[str, float](), dict[str, float]()
+    for record in run.records:
+        name = record.call.program
+        first[name] = min(first.get(name, record.arrival_s), record.arrival_s)
+        last[name] = max(last.get(name, 0.0), math.inf if record.finish_s is None else record.finish_s)
+    return [last[name] - first[name] for name in first if math.isfinite(last[name])]

@@ -27,6 +27,11 @@ class Options:
     trace: Path | None = None  # a trace file of the caller's
     say: Callable[[str], None] = print  # progress
 
+    @property
+    def seeds_text(self) -> str:
+        """For texts."""
+        return "one seed" if self.seeds == 1 else f"means of {self.seeds} seeds"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Table:

@@ -26,6 +26,15 @@ def test_a_config_alone_is_enough(cli, llama: Path, tmp_path: Path):
     assert cli("plan", tmp_path, "--chip", "v5e", "--devices", "8").code == 0
 
 
+def test_a_published_name_is_enough(cli, llama: Path):
+    done = cli("plan", "llama-3.1-8b", "--chip", "v5e", "--devices", "8")
+    assert done.code == 0
+    assert done.out.partition("\n")[2] == cli("plan", llama, "--chip", "v5e", "--devices", "8").out.partition("\n")[2]
+    done = cli("generate", "llama-3.1-8b", "hello")
+    assert done.code == 2
+    assert "of 'llama-3.1-8b' only the shape is known here" in done.err
+
+
 def test_sizes_are_chosen_where_none_are_given(cli, llama: Path):
     done = cli("plan", llama, "--chip", "v5e", "--devices", "8")
     assert "sizes: tensor_parallel_size=4, data_parallel_size=2 (chosen: " in done.out

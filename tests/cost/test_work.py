@@ -2,13 +2,13 @@
 
 import random
 
-from jaxserve.cost.work import Work, decode_work, prompt_work, work_of, works_of
-from jaxserve.step import Row, Seat, StepPlan
+from jaxserve.cost.work import Work, decode_work, prompt_work, work_of
+from jaxserve.step import Row, Seat
 
 
-def row(start: int, count: int, *, replica: int = 0, samples: bool = True, feeds_last: bool = False) -> Row:
+def row(start: int, count: int, *, samples: bool = True, feeds_last: bool = False) -> Row:
     known = tuple(range(count - feeds_last))
-    seat = Seat(seq_id=f"{start}+{count}", replica=replica, slot=0)
+    seat = Seat(seq_id=f"{start}+{count}", slot=0)
     return Row(seat, start, known, feeds_last, samples=samples)
 
 
@@ -42,10 +42,3 @@ def test_logits_of_few_or_of_all_rows():
     assert work_of(prompts, 64, 8).logit_rows == 4
     assert work_of([*prompts, row(3, 1)], 64, 8).logit_rows == 8
     assert work_of([row(3, 1)] * 3, 4, 4).logit_rows == 4
-
-
-def test_replicas_are_counted_apart():
-    rows = (row(3, 1), row(8, 1), row(5, 2, replica=2))
-    works = works_of(StepPlan(index=1, rows=rows), 16, 16)
-    assert [work.tokens for work in works] == [2, 2]
-    assert [work.decode_kv for work in works] == [13, 0]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import os
+import signal
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,7 @@ from jaxserve.sim.run import Run, simulate
 from jaxserve.sim.workload import generate
 from jaxserve.step import RowResult, StepPlan
 from tests.fakes import FakeExecutor
-from tests.sim.rigs import call, cost, spec, work
+from tests.sim.rigs import SLOW, call, cost, spec, work
 
 
 class Watched(SimExecutor):
@@ -174,6 +176,13 @@ def test_one_call_by_hand():
     assert known.replicas[0].scheduler.counters.wasted_rows == 0, "who knows the length plans no step too many"
 
 
+def test_steps_shorter_than_a_poll_follow_each_other():
+    """With a host that takes no time nothing passes between the first step and the plan of the second."""
+    quick = dataclasses.replace(SLOW.device, flop_per_s=1e6)
+    (record,) = simulate(work(call("a", 16, 5)), [spec(cost=cost(device=quick))]).records
+    assert record.finish_s == pytest.approx((16 + 4) * 1e-6)
+
+
 def test_the_limit_that_the_scheduler_knows_ends_an_answer():
     run = simulate(work(call("a", 16, 9, max_tokens=5), call("b", 250, 9)), [spec()])
     assert [(record.num_output, str(record.finish)) for record in run.records] == [(5, "length"), (6, "length")]
@@ -211,10 +220,11 @@ def test_siblings_do_not_share_answers():
 
 
 def test_what_never_fits_is_refused_and_its_children_do_not_come():
-    calls = [call("a", 300, 2, program="p"), call("b", 16, 2, parents=("a",), program="p"), call("c", 16, 2)]
+    """Without its tokens being made: these would take 8 TB."""
+    calls = [call("a", 10**12, 2, program="p"), call("b", 16, 2, parents=("a",), program="p"), call("c", 16, 2)]
     run = simulate(work(*calls), [spec()])
     assert [(record.call.call_id, record.refused) for record in run.records] == [
-        ("a", "a prompt of 300 tokens, and max_model_len is 256"),
+        ("a", "a prompt of 1000000000000 tokens, and max_model_len is 256"),
         ("c", ""),
     ]
 
@@ -304,18 +314,24 @@ def test_work_that_is_left_falls_as_it_is_done_and_is_guessed_from_calls_of_the_
     assert len(set(work_s[2])) > 40  # a little less with each token
 
 
-def test_an_interrupted_simulation_keeps_what_it_has():
+@pytest.mark.parametrize("is_signal", [True, False])
+def test_an_interrupted_simulation_keeps_what_it_has(is_signal):
+    """By Ctrl-C, or by who watches."""
     ended = []
 
     def watch(count, now_s):
         ended.append((count, now_s))
         if len(ended) == 3:
-            raise KeyboardInterrupt
+            if not is_signal:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     run = simulate(traffic(1), [spec()], watch=watch)
     assert run.is_partial
     assert sum(record.finish_s is not None for record in run.records) == sum(count for count, _ in ended)
-    assert run.end_s == ended[-1][1]
+    assert (len(ended), run.end_s) == (3, ended[-1][1])
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 class Never(Policy):

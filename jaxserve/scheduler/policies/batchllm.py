@@ -104,7 +104,8 @@ class Batchllm(Policy):
         if name not in self._feeding or not name:
             return False
         if name not in cached:
-            cached[name] = view.num_cached() >= view.request.pin_tokens
+            size = self.capacity.block_size if self.capacity is not None else 1
+            cached[name] = view.num_cached() >= min(view.request.pin_tokens, view.num_prompt - 1) // size * size
         return not cached[name]
 
     def _may_open(self, view: View) -> bool:

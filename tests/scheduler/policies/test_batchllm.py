@@ -66,10 +66,10 @@ def drive(rig, requests, observe=lambda: None):
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize("num_blocks", [300, 40, 20])
-def test_answers_are_those_of_each_request_alone(overlap, num_blocks):
+@pytest.mark.parametrize(("num_blocks", "num_replicas"), [(300, 1), (40, 1), (20, 1), (20, 2)])
+def test_answers_are_those_of_each_request_alone(overlap, num_blocks, num_replicas):
     requests, _ = in_groups(job(random.Random(num_blocks)))
-    rig = make_engine(policy="batchllm", num_blocks=num_blocks, overlap=overlap)
+    rig = make_engine(policy="batchllm", num_blocks=num_blocks, num_replicas=num_replicas, overlap=overlap)
     outputs = drive(rig, requests)
     for request in requests:
         check_answer(outputs[request.request_id], request)
@@ -200,6 +200,19 @@ def test_a_prefix_that_is_cached_already_is_pinned_too():
     while rig.engine.has_work:
         rig.step()
     assert rig.store.cached(head, limit=20) == 20, "nobody has pushed it out"
+
+
+@pytest.mark.parametrize("pin_tokens", [18, 19, 20])
+def test_members_wait_no_longer_than_for_whole_blocks(pin_tokens):
+    rig = make_engine(policy="batchllm", budget=32)
+    prompt = [1, 2, 3, 4] * 5
+    requests = [ask(f"r{i}", prompt, max_tokens=8, min_tokens=8, pin="g", pin_tokens=pin_tokens) for i in range(4)]
+    outputs = drive(rig, requests)
+    for request in requests:
+        check_answer(outputs[request.request_id], request)
+    first = {row.seq_id: plan.index for plan in reversed(rig.executor.plans) for row in plan.rows}
+    assert rig.scheduler.counters.cached_tokens == 3 * 16
+    assert len(set(first.values())) == 2, "one computes, then the others come together"
 
 
 def test_several_answers_to_one_prompt_and_no_prefix_cache():
