@@ -78,8 +78,8 @@ def run(options: Options) -> Section:
             Table(caption="Two clients, both always too fast:", lines=[_line(n, unequal[n]) for n in POLICIES]),
             Table(caption="The slower one pauses for minutes:", lines=[_line(n, pausing[n]) for n in POLICIES]),
             Table(
-                caption="Answer tokens by weight, those of the first client being 1 (what is computed again after a preemption"
-                " is not charged, but is in the service of the tables above):",
+                caption="Answer tokens by weight, those of the first client being 1 (what is computed again after a"
+                " preemption is not charged, but is in the service of the tables above):",
                 lines=[{f"weight {WEIGHTS[c]:g}": f"{share:.2f}" for c, share in shares.items()}],
             ),
         ],
