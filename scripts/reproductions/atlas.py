@@ -9,7 +9,8 @@ from jaxserve.scheduler.policies.atlas import Atlas
 from jaxserve.sim.workload import generate
 from reproductions import picture
 from reproductions.oracles import ShortestRemaining
-from reproductions.runs import A100, Policies, a100, compare, mean
+from reproductions.replicas import mean
+from reproductions.runs import A100, Policies, a100, compare
 from reproductions.section import Options, Section, Table
 
 
@@ -59,11 +60,9 @@ def run(options: Options) -> Section:
         for name in POLICIES:
             line: dict[str, Any] = {"order": name}
             for rate in rates:
-                line[f"{rate:g}/s mean s"] = round(mean(reports[rate][name], "program_latency_s", "mean"), 1)
-                line[f"{rate:g}/s p99 s"] = round(mean(reports[rate][name], "program_latency_s", "p99"), 1)
-                line[f"{rate:g}/s ms per token"] = round(
-                    1e3 * mean(reports[rate][name], "program_s_per_token", "mean"), 1
-                )
+                line[f"{rate:g}/s mean s"] = round(mean(reports[rate][name], "program_latency_s.mean"), 1)
+                line[f"{rate:g}/s p99 s"] = round(mean(reports[rate][name], "program_latency_s.p99"), 1)
+                line[f"{rate:g}/s ms per token"] = round(1e3 * mean(reports[rate][name], "program_s_per_token.mean"), 1)
             lines.append(line)
             found.setdefault(name, []).extend(line[f"{rate:g}/s mean s"] for rate in rates)
         tables.append(Table(caption=f"{title.capitalize()}, latency of programs:", lines=lines))

@@ -11,6 +11,7 @@ from jaxserve.sim.report import report
 from jaxserve.sim.run import simulate
 from jaxserve.sim.workload import generate
 from reproductions import picture
+from reproductions.replicas import mean
 from reproductions.section import Options, Section, Table
 
 RATE, TURNS, SLOTS, BLOCKS, HOST_BLOCKS = 2.0, 5.5, 64, 1250, 15_000
@@ -88,25 +89,16 @@ def _ways(model: CostModel) -> list[tuple[str, ReplicaSpec, bool]]:
 
 
 def _line(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
-    def mean(*keys: str) -> float:
-        total = 0.0
-        for facts in found:
-            value: Any = facts
-            for key in keys:
-                value = value[key]
-            total += value
-        return total / len(found)
-
     return {
         "switch": name,
-        "TTFT mean s": round(mean("ttft_s", "mean"), 3),
-        "TTFT p99 s": round(mean("ttft_s", "p99"), 3),
-        "TBT p99 ms": round(1e3 * mean("tbt_s", "p99"), 1),
-        "TBT longest s": round(mean("tbt_s", "max"), 2),
-        "tokens/s": round(mean("output_tokens_per_s")),
-        "preemptions": round(mean("preemptions")),
-        "cached share": round(mean("cached_share"), 2),
-        "swapped GB": round(mean("swapped_bytes") / 1e9, 1),
+        "TTFT mean s": round(mean(found, "ttft_s.mean"), 3),
+        "TTFT p99 s": round(mean(found, "ttft_s.p99"), 3),
+        "TBT p99 ms": round(1e3 * mean(found, "tbt_s.p99"), 1),
+        "TBT longest s": round(mean(found, "tbt_s.max"), 2),
+        "tokens/s": round(mean(found, "output_tokens_per_s")),
+        "preemptions": round(mean(found, "preemptions")),
+        "cached share": round(mean(found, "cached_share"), 2),
+        "swapped GB": round(mean(found, "swapped_bytes") / 1e9, 1),
     }
 
 

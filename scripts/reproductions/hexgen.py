@@ -5,45 +5,25 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.cost.forms import Fitted
-from jaxserve.cost.model import CostModel
 from jaxserve.scheduler.policies.fcfs import Fcfs
 from jaxserve.scheduler.policies.hexgen import Hexgen
 from jaxserve.scheduler.policy import Policy
 from jaxserve.scheduler.workflow import Workflow
-from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.run import Run, simulate
 from jaxserve.sim.workload import generate
 from reproductions import picture
-from reproductions.runs import of_programs
+from reproductions.hexgen_dispatch import DEADLINE_S, DECODE_S, query_s, replica
 from reproductions.section import Options, Section, Table
 
-BASE_S = 52.95  # the paper's code: all stages of a question, each as long as on average
-# Seconds of a decode step and of a prompt token. Decodes: profiles in the paper's repository; prompts: assumed.
-ENGINES = {"A100": (0.035, 0.9e-3), "A6000": (0.058, 1.8e-3), "L40S": (0.0545, 1.0e-3)}
-SLOTS, SLOWER = 4, 0.12  # by each further call at the same time
-RATES = (0.02, 0.025, 0.03, 0.035)  # three such engines serve about 0.038 questions per second
-FEW_LATE = 95  # per cent of questions that must be in time
+RATES = (0.04, 0.06, 0.08)  # of queries per second
+FEW_LATE = 95  # per cent of queries that must be in time
 CLAIM = """Deadlines up to 1.67 times as tight (1.41 on average) and up to 1.75 times the throughput (1.65) of vLLM with even
 dispatch and FCFS (HexGen-Text2SQL, 2025, arXiv 2505.05286, abstract)."""
-SETUP = """Questions to a database in the paper's stages and token counts (20 % more or less), 1 to 3 candidates at once, 0
-to 5 revisions; {count} questions, Poisson arrivals, {seeds}. A 70B model in 4 bits on one A100, one A6000 and one L40S:
-{slots} calls at once each, each further one slows a decode step by {slower:.0%}; decode times are those of the paper's
-repository, prompt times are assumed. Balanced dispatch is `hexgen` with alpha 0.2, urgency `hexgen` with least slack. The
-scale is the deadline that {share} % of the questions keep, in units of {base} s. Deadlines given to the policy are those
-that FCFS with the same dispatch keeps, then those that it reached itself with these ("tighter"). All replicas share what
-is learned of stages."""
-
-
-def specs() -> list[ReplicaSpec]:
-    """One replica of each type."""
-    found = []
-    for name, (decode_s, token_s) in ENGINES.items():
-        curve = tuple((rows, decode_s * (1 + SLOWER * (rows - 1))) for rows in range(1, SLOTS + 1))
-        device = Fitted(decode=curve, mixed=((1, decode_s), (2048, decode_s + 2048 * token_s)))
-        cost = CostModel(name=name, device=device)
-        found.append(ReplicaSpec(cost=cost, num_blocks=4000, max_num_seqs=SLOTS, token_budget=2048, engine_type=name))
-    return found
+SETUP = """Queries, engines and their assumed times as in the section on dispatch; {count} queries, {seeds}, prefixes are not
+shared. Balanced dispatch is the router `hexgen` with alpha 0.2, urgency the policy `hexgen` with least slack. The scale
+is the deadline that {share} % of the queries keep, in units of {base} s. The policy is given the deadline that FCFS with
+the same dispatch keeps, then ("tighter") the one that it kept itself. Policies of all engines share what is learned of
+stages."""
 
 
 def urgent(mode: str) -> Callable[[], Policy]:
@@ -60,22 +40,22 @@ def urgent(mode: str) -> Callable[[], Policy]:
 
 def ask(rate: float, count: int, seed: int, dispatch: str, policy: Callable[[], Policy], scale: float) -> Run:
     """One run with deadlines of so many times the base."""
-    workload = generate("text-to-sql", count=count, rate=rate, seed=seed, options={"deadline_s": scale * BASE_S})
-    return simulate(workload, specs(), policy, router=dispatch)
+    workload = generate("text-to-sql", count=count, rate=rate, seed=seed, options={"deadline_s": scale * DEADLINE_S})
+    return simulate(workload, [replica(name) for name in DECODE_S], policy, router=dispatch)
 
 
 def needed(run: Run) -> float:
-    """The scale that enough questions keep."""
-    return float(np.percentile(of_programs(run), FEW_LATE)) / BASE_S
+    """The scale that enough queries keep."""
+    return float(np.percentile(query_s(run), FEW_LATE)) / DEADLINE_S
 
 
 def run(options: Options) -> Section:
     """Scales by rate, dispatch and order; then modes of the policy at one rate."""
-    rates, count = (RATES[1:2], 20) if options.quick else (RATES, 150)
+    rates, count = (RATES[1:2], 20) if options.quick else (RATES, 100)
     scales, modes = dict[str, dict[float, float]](), list[dict[str, Any]]()
     for rate in rates:
         for words, dispatch in (("even", "round_robin"), ("balanced", "hexgen")):
-            options.say(f"{rate:g} questions per second, {words} dispatch")
+            options.say(f"{rate:g} queries per second, {words} dispatch")
             fcfs = [needed(ask(rate, count, seed, dispatch, Fcfs, 1.0)) for seed in range(options.seeds)]
             tight = [
                 needed(ask(rate, count, seed, dispatch, urgent("least_slack"), scale))
@@ -96,9 +76,9 @@ def run(options: Options) -> Section:
     lines = [{"order": name, **{f"{r:g}/s": round(v, 2) for r, v in at.items()}} for name, at in scales.items()]
     figure, axes = picture.panels(1)
     shown = {name: list(at.items()) for name, at in scales.items() if "tighter" not in name}
-    labels = {"xlabel": "questions per second", "ylabel": f"deadline for {FEW_LATE} %, x {BASE_S} s"}
+    labels = {"xlabel": "queries per second", "ylabel": f"deadline for {FEW_LATE} %, x {DEADLINE_S} s"}
     picture.curves(axes[0], shown, title="Tightest deadline", **labels)
-    setup = SETUP.format(count=count, slots=SLOTS, slower=SLOWER, share=FEW_LATE, base=BASE_S, seeds=options.seeds_text)
+    setup = SETUP.format(count=count, share=FEW_LATE, base=DEADLINE_S, seeds=options.seeds_text)
     return Section(
         title="HexGen-Text2SQL: deadlines of stages, unequal engines",
         claim=CLAIM,

@@ -7,7 +7,8 @@ from typing import Any
 from jaxserve.sim.workload import generate
 from reproductions import picture
 from reproductions.oracles import FirstProgram, ShortestRemaining
-from reproductions.runs import A100, Policies, a100, compare, mean
+from reproductions.replicas import mean
+from reproductions.runs import A100, Policies, a100, compare
 from reproductions.section import Options, Section, Table
 
 FCFS, MLFQ, PLAS, SRPT = "FCFS of calls", "MLFQ of calls", "PLAS", "SRPT of programs (oracle)"
@@ -37,10 +38,10 @@ def run(options: Options) -> Section:
         options.say(f"{rate:g} programs per second")
         reports[rate] = compare(workloads, [a100(max_num_seqs=SLOTS)], POLICIES, options.say)
 
-    def series(*keys: str, times: float = 1.0) -> dict[str, list[tuple[float, float]]]:
-        return {name: [(r, times * mean(reports[r][name], *keys)) for r in rates] for name in POLICIES}
+    def series(path: str, times: float = 1.0) -> dict[str, list[tuple[float, float]]]:
+        return {name: [(r, times * mean(reports[r][name], path)) for r in rates] for name in POLICIES}
 
-    means, tails = series("program_s_per_token", "mean", times=1e3), series("program_latency_s", "p99")
+    means, tails = series("program_s_per_token.mean", 1e3), series("program_latency_s.p99")
     preempted = series("preemptions")
     figure, axes = picture.panels(2)
     for axis, shown, unit in ((axes[0], means, "mean ms per token"), (axes[1], tails, "p99 of seconds")):

@@ -1,7 +1,5 @@
-"""Simulations of one workload under several policies, and means over seeds."""
+"""Simulations of workloads under several policies."""
 
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +8,7 @@ from jaxserve.scheduler.policy import Policy
 from jaxserve.sim.call import Workload
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import report
-from jaxserve.sim.run import Run, simulate
+from jaxserve.sim.run import simulate
 
 # By name, with options; or made for a workload.
 Policies = Mapping[str, tuple[str, Mapping[str, Any]] | Callable[[Workload], Policy]]
@@ -40,24 +38,3 @@ def compare(
                 run = simulate(workload, specs, lambda p=policy, w=workload: p(w))
             reports.setdefault(name, []).append(report(run))
     return reports
-
-
-def mean(reports: Sequence[Mapping[str, Any]], *keys: str) -> float:
-    """Over reports: of a number, or of one in a dictionary."""
-
-    def value(facts: Any) -> float:
-        for key in keys:
-            facts = facts[key]
-        return facts
-
-    return statistics.fmean(map(value, reports))
-
-
-def of_programs(run: Run) -> list[float]:
-    """Seconds from the first arrival to the last answer of each program that has ended."""
-    first, last = dict[str, float](), dict[str, float]()
-    for record in run.records:
-        name = record.call.program
-        first[name] = min(first.get(name, record.arrival_s), record.arrival_s)
-        last[name] = max(last.get(name, 0.0), math.inf if record.finish_s is None else record.finish_s)
-    return [last[name] - first[name] for name in first if math.isfinite(last[name])]

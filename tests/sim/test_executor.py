@@ -9,10 +9,13 @@ from jaxserve.step import BlockSwap, Capacity, Row, RowResult, Seat, StepPlan
 from tests.sim.rigs import cost
 
 
-def executor(*, overlap: bool = True, compiles: bool = False, **costs) -> tuple[SimExecutor, VirtualClock]:
+def executor(
+    *, overlap: bool = True, compiles: bool = False, waits_for_swaps: bool = False, **costs
+) -> tuple[SimExecutor, VirtualClock]:
     clock = VirtualClock()
     capacity = Capacity(64, 8, 8, (1, 2, 4, 8, 16, 64), 256, num_host_blocks=64)
-    made = SimExecutor(capacity, build_ladder(8, 64), cost(**costs), clock, overlap=overlap, compiles=compiles)
+    options = {"overlap": overlap, "compiles": compiles, "waits_for_swaps": waits_for_swaps}
+    made = SimExecutor(capacity, build_ladder(8, 64), cost(**costs), clock, **options)
     made.answers["a"] = Answer(RowResult(token_id=7), 3)
     return made, clock
 
@@ -89,3 +92,15 @@ def test_swaps_take_a_link_each_way():
     assert made.steps.swapped_bytes == 9.0
     made.collect(made.dispatch(plan(swap_ins=swaps)))  # what was foreseen once is not there for ever
     assert clock.now_s() == pytest.approx(0.123)
+
+
+def test_steps_that_wait_for_swaps_wait_both_ways_and_nothing_is_foreseen():
+    made, clock = executor(waits_for_swaps=True)
+    swaps = tuple(BlockSwap(n, n) for n in range(3))
+    made.collect(made.dispatch(plan(swap_outs=swaps)))
+    assert clock.now_s() == pytest.approx(0.031)
+    made.collect(made.dispatch(plan(16, prefetches=swaps)))
+    assert clock.now_s() == pytest.approx(0.047)
+    made.collect(made.dispatch(plan(swap_ins=swaps)))
+    assert clock.now_s() == pytest.approx(0.078)
+    assert made.steps.swapped_bytes == 6.0

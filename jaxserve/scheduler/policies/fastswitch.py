@@ -29,7 +29,7 @@ class _Call:
         self.view = view
         self.drawn: int | None = None  # what the trace has for it, from its first update on
         self.running_since = 0  # the step of its admission
-        self.waits_since_s = now_s  # when it came, or lost its blocks; infinite: it runs
+        self.waits_since_s = now_s  # when it came, or lost its blocks
 
     @property
     def priority(self) -> float:
@@ -101,8 +101,7 @@ class Fastswitch(Policy):
     def on_admit(self, view: View, num_cached: int, now_s: float) -> None:
         """It runs, or its blocks are on their way."""
         del num_cached, now_s
-        call = self._call(view)
-        call.running_since, call.waits_since_s = self._steps, math.inf
+        self._call(view).running_since = self._steps
 
     def on_preempt(self, view: View, now_s: float) -> None:
         """It waits."""

@@ -51,6 +51,16 @@ def test_what_a_call_has_had_already_is_no_longer_needed():
     assert policy.left_s(view, 200.0) == 0.0
 
 
+def test_a_stage_is_not_taken_for_short_because_it_was_aborted():
+    policy = Hexgen()
+    teach(policy, "draft", 40.0)
+    view = add(policy, "r0", 100.0, stage="draft")
+    policy.on_admit(view, 0, 0.0)
+    policy.on_abort(view, 1.0)
+    assert policy.left_s(add(policy, "r1", 100.0, stage="draft"), 1.0) == 40.0
+    assert policy.workflow._service.of("draft") == 40.0
+
+
 def test_lengths_of_answers_are_not_asked_in_advance():
     policy = Hexgen()
     teach(policy, "draft", 40.0)

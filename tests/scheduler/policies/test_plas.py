@@ -197,6 +197,20 @@ def test_only_who_stands_further_back_is_displaced_and_the_furthest_first(window
     assert policy.victim(running, 0.0) is running[1]
 
 
+def test_who_was_admitted_within_the_window_stays():
+    """It would have come for nothing; where all is computed again it might never get anywhere."""
+    policy = Plas(**SMALL | {"window": 4})
+    policy.tick(0.0)
+    running, newcomer = admit(policy, "r0", "p"), add(policy, "new", "new")
+    for _ in range(9):
+        policy.charge(running, 0, 1)
+    chosen = []
+    for _ in range(2, 9):
+        policy.tick(0.0)
+        chosen.append(policy.displaced(newcomer, [running], 0.0))
+    assert chosen == [None] * 6 + [running]  # windows end with steps 4 and 8
+
+
 def test_nobody_is_displaced_with_less_than_a_window_of_its_quantum_left():
     policy = Plas(**SMALL | {"window": 3})
     running = admit(policy, "r0", "p")
