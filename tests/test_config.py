@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.config import EngineConfig, cache_folder, reject_unknown
+from jaxserve.config import SCHEDULING_POLICIES, EngineConfig, cache_folder, reject_unknown
 from jaxserve.errors import ConfigError
 
 REFUSED = [
@@ -15,7 +15,7 @@ REFUSED = [
     ("dtype", None, "dtype=None"),
     ("kv_cache_dtype", "int3", "kv_cache_dtype='int3'"),
     ("load_format", "pickle", "load_format='pickle' must be one of auto, dummy"),
-    ("scheduling_policy", "sjf", "scheduling_policy='sjf' must be one of fcfs, priority"),
+    ("scheduling_policy", "sjf", f"scheduling_policy='sjf' must be one of {', '.join(SCHEDULING_POLICIES)}"),
     ("max_model_len", 0, "max_model_len=0 must be a positive whole number"),
     ("max_model_len", "4096", "max_model_len='4096'"),
     ("max_num_seqs", True, "max_num_seqs=True"),

@@ -10,7 +10,8 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
-NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+EACH_NOTEBOOK = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -27,8 +28,9 @@ def test_an_example_runs(script):
     assert done.stdout.strip()
 
 
-def test_the_notebook_keeps_its_outputs():
-    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+@EACH_NOTEBOOK
+def test_a_notebook_keeps_its_outputs(notebook):
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     outputs = [output for cell in cells for output in cell.outputs]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not any(output.output_type == "error" for output in outputs)
@@ -38,5 +40,7 @@ def test_the_notebook_keeps_its_outputs():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own machinery
-def test_the_notebook_runs():
-    NotebookClient(nbformat.read(NOTEBOOK, as_version=4), timeout=500).execute()
+@EACH_NOTEBOOK
+def test_a_notebook_runs(notebook):
+    where = {"metadata": {"path": str(EXAMPLES)}}
+    NotebookClient(nbformat.read(notebook, as_version=4), timeout=500, resources=where).execute()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HOST_CORE = ("errors", "config", "request", "step", "clock", "kv", "scheduler", "engine", "cli.main")
+HOST_CORE = ("errors", "config", "request", "step", "clock", "kv", "scheduler", "engine", "sim.run", "cli.main")
 DEVICE_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax")
 PACKAGES = {"jaxserve": "jaxserve", "models": "jaxserve/models", "sharding": "jaxserve/sharding"} | {
     "pallas_kernels": "jaxserve/pallas_kernels"

@@ -331,4 +331,6 @@ def _text(
         if len({c.specs[0].engine_type for c in cases}) == 1
         else args.model
     )
-    return f"{head}\n{workload.name}: {len(workload.calls):,} calls\n\n{table(reports)}"
+    refusals = [facts["first_refusal"] for facts in reports.values() if facts["first_refusal"]]
+    tail = f"\n\nrefused, for example {refusals[0]}" if refusals else ""
+    return f"{head}\n{workload.name}: {len(workload.calls):,} calls\n\n{table(reports)}{tail}"

@@ -40,6 +40,7 @@ def report(run: Run, slo: Slo | None = None) -> dict[str, Any]:
     longest way. A prompt token is cached if it did not have to be fed when its call first ran.
     """
     ended = [record for record in run.records if record.finish_s is not None and record.first_s is not None]
+    refused = [record for record in run.records if record.refused]
     steps = [replica.executor.steps for replica in run.replicas]
     counters = [replica.scheduler.counters for replica in run.replicas]
     begun = [record for record in run.records if record.start_s is not None]
@@ -53,7 +54,8 @@ def report(run: Run, slo: Slo | None = None) -> dict[str, Any]:
         "calls": len(run.workload.calls),
         "calls_arrived": len(run.records),
         "calls_ended": len(ended),
-        "calls_refused": sum(bool(record.refused) for record in run.records),
+        "calls_refused": len(refused),
+        "first_refusal": f"call {refused[0].call.call_id}: {refused[0].refused}" if refused else "",
         "end_s": run.end_s,
         "steps": sum(map(len, steps)),
         "prompt_tokens": sum(record.num_prompt for record in run.records),

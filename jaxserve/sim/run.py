@@ -20,7 +20,7 @@ from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.core import Progress
 from jaxserve.scheduler.make import make_policy
 from jaxserve.scheduler.policy import Policy
-from jaxserve.sim.call import END, After, Call, Span, Workload
+from jaxserve.sim.call import END, After, Call, Said, Span, Workload
 from jaxserve.sim.fairness import Fairness
 from jaxserve.sim.record import Gaps, Record
 from jaxserve.sim.replica import Replica, ReplicaSpec
@@ -162,9 +162,14 @@ class _World:
         return False
 
     def _arrive(self, call: Call, now_s: float) -> None:
-        prompt = self._prompt(call)
-        record = Record(call, now_s, len(prompt))
+        num_tokens = sum(piece.length if isinstance(piece, Span) else len(self._text(piece)) for piece in call.prompt)
+        record = Record(call, now_s, num_tokens)
         self.records.append(record)
+        longest = max(replica.spec.max_model_len for replica in self._replicas)
+        if num_tokens >= longest:  # told before so many tokens are made
+            record.refused = f"a prompt of {num_tokens} tokens, and max_model_len is {longest}"
+            return
+        prompt = self._prompt(call)
         params = _params(call.output_tokens if self._knows_lengths else call.max_tokens, self._knows_lengths)
         request = Request(
             request_id=call.call_id,
@@ -185,8 +190,8 @@ class _World:
             index = self._router.route(request, self._snapshots(now_s), now_s)
         replica = self._replicas[index]
         record.replica = index
-        if len(prompt) >= replica.spec.max_model_len:
-            record.refused = f"a prompt of {len(prompt)} tokens, and max_model_len is {replica.spec.max_model_len}"
+        if num_tokens >= replica.spec.max_model_len:
+            record.refused = f"a prompt of {num_tokens} tokens, and max_model_len is {replica.spec.max_model_len}"
             self._router.finish(call.call_id, 0)
             return
         if self.fairness is not None:
@@ -200,15 +205,16 @@ class _World:
             self._seen = now_s, [replica.snapshot(now_s) for replica in self._replicas]
         return self._seen[1]
 
+    def _text(self, piece: After | Said) -> tuple[int, ...]:
+        """The tokens of an earlier call."""
+        tokens, num_prompt = self._texts[piece.call_id]
+        return tokens if isinstance(piece, After) else tokens[num_prompt:]
+
     def _prompt(self, call: Call) -> tuple[int, ...]:
         """The tokens of a call's prompt. Texts that nobody needs any more are forgotten."""
-        parts = list[tuple[int, ...]]()
-        for piece in call.prompt:
-            if isinstance(piece, Span):
-                parts.append((piece.token,) * piece.length)
-            else:
-                tokens, num_prompt = self._texts[piece.call_id]
-                parts.append(tokens if isinstance(piece, After) else tokens[num_prompt:])
+        parts = [
+            (piece.token,) * piece.length if isinstance(piece, Span) else self._text(piece) for piece in call.prompt
+        ]
         for other in call.wanted:
             self._readers[other] -= 1
             if not self._readers[other]:

@@ -100,7 +100,7 @@ def run(options: Options) -> Section:
         f"(what the deadline of 52.95 s leaves for prompts) and in proportion on the others; no prefix is shared. "
         f"{queries} queries a run in CHESS's stages, 1 to 3 candidates at once and 0 to 5 revisions; Poisson. Answers' "
         "lengths are guessed from earlier ones of the stage. Figures: the deadline that 95 % of the queries keep, over "
-        f"52.95 s; mean of {options.seeds} workloads that alpha was not tuned on.",
+        f"52.95 s; mean over seeds that alpha was not tuned on.",
         tables=[
             Table(caption="Smaller is better:", lines=lines),
             Table(

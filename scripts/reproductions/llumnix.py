@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from random import Random
 
+from jaxserve.cluster.router import make_router
 from jaxserve.cluster.routers.llumnix import Llumnix
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.cost.roofline import reference
@@ -17,26 +18,38 @@ from reproductions.replicas import mean, reports, spread
 from reproductions.section import Options, Section, Table
 
 POOL, BLOCK = 14_000, 16  # tokens
-SPEC = ReplicaSpec(
-    cost=reference(),
-    num_blocks=POOL // BLOCK,
-    block_size=BLOCK,
-    max_num_seqs=256,
-    max_model_len=12_100,
-    preemption_mode="recompute",
-    caching=False,
-)
-RATES = (18.0, 26.0, 30.0, 34.0)
-ROUTERS = ("round_robin", "least_loaded", "llumnix")
+RATES = (18.0, 26.0, 34.0)
+PUBLISHED = {"divides_shortage": True}  # what is missing is divided, too; ours is the default
+ROUTERS = {
+    "round robin": ("round_robin", {}),
+    "least loaded": ("least_loaded", {}),
+    "freeness, as published": ("llumnix", PUBLISHED),
+    "freeness, ours": ("llumnix", {}),
+}
 AGES_S = (0.0, 1.0, 5.0)
 URGENT = 0.1  # share of calls, as in the paper
+
+
+def replica(pool: int) -> ReplicaSpec:
+    return ReplicaSpec(
+        cost=reference(),
+        num_blocks=pool // BLOCK,
+        block_size=BLOCK,
+        max_num_seqs=256,
+        max_model_len=12_100,
+        preemption_mode="recompute",
+        caching=False,
+    )
+
+
+SPEC = replica(POOL)
 
 
 class AsSeen:
     """The same rule, without a correction of what it sees."""
 
     def route(self, request: Request, snapshots: Sequence[Snapshot], now_s: float) -> int:
-        return Llumnix().choose(request, snapshots, now_s).replica
+        return Llumnix(**PUBLISHED).choose(request, snapshots, now_s).replica
 
     def finish(self, request_id: str, num_output: int) -> None:
         pass
@@ -46,18 +59,23 @@ class AsSeen:
 
 
 def run(options: Options) -> Section:
-    seconds = 10 if options.quick else 100
+    seconds = 10 if options.quick else 60
     rates = RATES[:2] if options.quick else RATES
+    low, high = rates[0], rates[-1]
 
     def workload(rate: float, seed: int) -> Workload:
         return generate("heavy-tail", count=round(rate * seconds), rate=rate, seed=seed)
 
     found = {}
     for rate in rates:
-        for router in ROUTERS:
-            options.say(f"llumnix: {router} at {rate:g}/s")
-            found[rate, router] = reports(
-                lambda seed, rate=rate: workload(rate, seed), [SPEC] * 4, options.seeds, router=router
+        for name, (router, router_options) in ROUTERS.items():
+            options.say(f"llumnix: {name} at {rate:g}/s")
+            found[rate, name] = reports(
+                lambda seed, rate=rate: workload(rate, seed),
+                [SPEC] * 4,
+                options.seeds,
+                router=router,
+                router_options=router_options,
             )
     lines = [
         {
@@ -78,12 +96,11 @@ def run(options: Options) -> Section:
         )
         axis.set_yscale("log")
     gain = {
-        (rate, level): mean(found[rate, "round_robin"], f"ttft_s.{level}")
-        / mean(found[rate, "llumnix"], f"ttft_s.{level}")
+        (rate, level): mean(found[rate, "round robin"], f"ttft_s.{level}")
+        / mean(found[rate, "freeness, ours"], f"ttft_s.{level}")
         for rate in rates
         for level in ("mean", "p99")
     }
-    low, high = rates[0], rates[-1]
     return Section(
         title="Llumnix: dispatch by freeness",
         claim="Against round robin, prefill latency 26.6 times shorter in the mean and 34.4 times at p99; against a "
@@ -97,14 +114,14 @@ def run(options: Options) -> Section:
         tables=[
             Table(caption="Time to the first token:", lines=lines),
             Table(
-                caption=f"Snapshots that are only taken so often, at {rates[-2]:g}/s; with what was sent since then added, "
+                caption=f"Snapshots that are only taken so often, at {low:g}/s; with what was sent since then added, "
                 "as our router does, and without:",
-                lines=_stale(options, lambda seed: workload(rates[-2], seed)),
+                lines=_stale(options, lambda seed: workload(low, seed)),
             ),
             Table(
-                caption=f"Every tenth request urgent, at {rates[-2]:g}/s: mean time to the first token and mean latency, in "
+                caption=f"Every tenth request urgent, at {high:g}/s: mean time to the first token and mean latency, in "
                 "seconds:",
-                lines=_urgent(options, lambda seed: workload(rates[-2], seed)),
+                lines=_urgent(options, lambda seed: workload(high, seed)),
             ),
         ],
         pictures={picture.save(figure, options.pictures / "llumnix.png"): "Time to first token against rate"},
@@ -118,7 +135,7 @@ def _stale(options: Options, make) -> list[dict[str, str]]:
     lines = []
     for age_s in AGES_S:
         line = {"snapshots every": f"{age_s:g} s" if age_s else "request"}
-        for name, router in (("corrected", "llumnix"), ("as seen", AsSeen)):
+        for name, router in (("corrected", lambda: make_router("llumnix", PUBLISHED)), ("as seen", AsSeen)):
             options.say(f"llumnix: snapshots every {age_s:g} s, {name}")
             done = reports(make, [SPEC] * 4, options.seeds, router=router, snapshot_s=age_s)
             line |= {
@@ -167,4 +184,11 @@ def _urgent(options: Options, make) -> list[dict[str, str]]:
     return lines
 
 
-VERDICT = ""
+VERDICT = (
+    "Near the knee that is the size of the claim; against a router that counts sequences it is more than claimed in the "
+    "mean. Past overload dispatch alone helps little, and can harm: in runs of 100 s at 34/s the published rule's mean "
+    "time to the first token was 52.4 s (three seeds; round robin: 33.9); for two of them 37.8 s, and 21.0 s with a "
+    "shortage that is not divided, which is why that is our default. Snapshots of 1 s are as good as fresh ones if what "
+    "was sent is added, and not without. Room kept for urgent requests is paid for by the others. Migration, which the "
+    "paper credits with the rest, is to come."
+)

@@ -23,6 +23,9 @@ def test_a_trace_is_replayed(cli, tmp_path: Path):
     assert done.out.startswith("llama-3.1-8b on 1 x h100 x 1: ")
     assert "trace.csv: 10 calls\n" in done.out
     assert "calls ended / arrived" in done.out and "10 / 10" in done.out
+    short = cli(*ON_H100, "--trace", trace, "--max-model-len", "108")
+    assert "calls refused" in short.out
+    assert short.out.endswith("refused, for example call 10: a prompt of 108 tokens, and max_model_len is 108\n")
     faster = cli(*ON_H100, "--trace", trace, "--rate", "100", "--json")
     assert json.loads(faster.out)["fcfs"]["end_s"] < 1 < 9
 

@@ -86,7 +86,7 @@ def test_answers_of_swapped_sequences_are_those_of_an_engine_with_room(sizes: di
     small = {
         "max_num_seqs": 8,
         "max_model_len": 256,
-        "max_num_batched_tokens": 64,
+        "max_num_batched_tokens": 16,
         "progress": False,
         "dtype": "float32",
     }
@@ -98,6 +98,34 @@ def test_answers_of_swapped_sequences_are_those_of_an_engine_with_room(sizes: di
     assert 0 < metrics["swap_in_blocks"] <= metrics["swap_out_blocks"]
     assert metrics["prompt_tokens"] == sum(map(len, prompts)), "nothing was computed twice"
     assert metrics["compiles_after_ready"] == metrics["kv_blocks_held"] == 0
+
+
+@pytest.mark.parametrize("overlaps", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_answers_are_the_same_when_everybody_is_swapped_again_and_again(overlaps: bool):
+    rng = random.Random(1)
+    prompts = [[rng.randrange(10, 500) for _ in range(rng.randrange(20, 100))] for _ in range(10)]
+    params = [
+        SamplingParams(temperature=t, max_tokens=40, ignore_eos=True, seed=i, presence_penalty=0.5 * t)
+        for i, t in enumerate([0.0, 1.0] * 5)
+    ]
+    small: dict[str, Any] = {"max_num_seqs": 4, "max_model_len": 160, "max_num_batched_tokens": 16, "progress": False}
+    small |= {"dtype": "float32", "async_scheduling": overlaps}
+    expected = [out.outputs[0].token_ids for out in LLM("tiny", **small).generate(prompts, params)]
+    llm = LLM(
+        "tiny",
+        **small,
+        num_kv_blocks=8,
+        swap_space=0.02,
+        preemption_mode="swap",
+        scheduling_policy="fastswitch",
+        scheduling_options={"trace": "random", "frequency": 0.5, "residency": 2},
+    )
+    outs = llm.generate(prompts, params)
+    assert [out.outputs[0].token_ids for out in outs] == expected
+    assert all(out.metrics.num_preemptions for out in outs), "everybody was swapped"
+    metrics = llm.metrics()
+    assert metrics["swapped"] == metrics["preemptions"] and metrics["compiles_after_ready"] == 0
+    assert metrics["prompt_tokens"] == sum(map(len, prompts)), "nothing was computed twice"
 
 
 def test_swap_space_that_the_host_has_not_is_refused():

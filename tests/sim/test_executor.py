@@ -90,6 +90,8 @@ def test_swaps_take_a_link_each_way():
     made.collect(made.dispatch(plan(swap_ins=swaps)))
     assert clock.now_s() == pytest.approx(0.092)
     assert made.steps.swapped_bytes == 9.0
+    made.collect(made.dispatch(plan(swap_ins=swaps)))  # what was foreseen once is not there for ever
+    assert clock.now_s() == pytest.approx(0.123)
 
 
 def test_steps_that_wait_for_swaps_wait_both_ways_and_nothing_is_foreseen():

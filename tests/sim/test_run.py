@@ -220,10 +220,11 @@ def test_siblings_do_not_share_answers():
 
 
 def test_what_never_fits_is_refused_and_its_children_do_not_come():
-    calls = [call("a", 300, 2, program="p"), call("b", 16, 2, parents=("a",), program="p"), call("c", 16, 2)]
+    """Without its tokens being made: these would take 8 TB."""
+    calls = [call("a", 10**12, 2, program="p"), call("b", 16, 2, parents=("a",), program="p"), call("c", 16, 2)]
     run = simulate(work(*calls), [spec()])
     assert [(record.call.call_id, record.refused) for record in run.records] == [
-        ("a", "a prompt of 300 tokens, and max_model_len is 256"),
+        ("a", "a prompt of 1000000000000 tokens, and max_model_len is 256"),
         ("c", ""),
     ]
 

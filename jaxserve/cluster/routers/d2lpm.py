@@ -22,13 +22,14 @@ class D2Lpm(Rule):
     A request costs `prefill_weight` for each token of its prompt when it is sent, whether cached or not, and
     `decode_weight` for each token of its answer when it has ended. When a client has no credit anywhere, each replica
     gets `quantum` more, until there is some: so a client's service differs by at most quantum + the largest overdraft
-    between two replicas that were always there. A large quantum follows the caches, a small one spreads a client evenly.
+    between two replicas that were always there. A large quantum follows the caches, a small one spreads a client evenly;
+    the default is some ten long prompts (docs/reproductions.md).
 
     What is charged at the routing is not said in the abstract; the whole prompt is what a re-implementation took.
     """
 
     asks_cached: ClassVar[bool] = True
-    quantum: float = 5000.0
+    quantum: float = 50_000.0
     prefill_weight: float = 1.0
     decode_weight: float = 2.0
     _credits: OrderedDict[str, dict[int, float]] = dataclasses.field(default_factory=OrderedDict, init=False)

@@ -11,16 +11,16 @@ from jaxserve.errors import ConfigError
 from jaxserve.request import Request
 
 
-def freeness(snapshot: Snapshot, headroom_tokens: int = 0) -> float:
+def freeness(snapshot: Snapshot, headroom_tokens: int = 0, *, divides_shortage: bool = False) -> float:
     """Tokens that each sequence can still write here, if those that wait run, too, and so many stay unused.
 
-    Infinite on an empty replica. Below 0: more is wanted than there is. A long queue divides what is missing among many,
-    so past overload the replica with the longest queue can look freest; the paper's rule is that.
+    Infinite on an empty replica. Below 0 more is wanted than there is: so many tokens, or, with `divides_shortage`, so many
+    for each sequence.
     """
     if not snapshot.num_sequences:
         return math.inf
     free = (snapshot.num_free - snapshot.waiting_blocks) * snapshot.block_size - headroom_tokens
-    return free / snapshot.num_sequences
+    return free / snapshot.num_sequences if free > 0 or divides_shortage else float(free)
 
 
 @dataclasses.dataclass(slots=True)
@@ -29,9 +29,13 @@ class Llumnix(Rule):
     others, so that these stay away until the rest is as full; for urgent requests they do not.
 
     1,600 tokens are the artifact's. That urgent requests go first in the replica is left to its policy, `priority`.
+
+    `divides_shortage` is the published rule: also what is missing is divided by the number of sequences. Then of full
+    replicas the one with the longest queue looks freest, and once all are full it gets ever more (docs/reproductions.md).
     """
 
     urgent_tokens: int = 1600
+    divides_shortage: bool = False
 
     def __post_init__(self) -> None:
         if self.urgent_tokens < 0:
@@ -46,6 +50,10 @@ class Llumnix(Rule):
             is_kept = snapshot.num_urgent and not is_urgent
             pool = snapshot.num_blocks * snapshot.block_size
             headroom = max(pool - self.urgent_tokens, 0) if is_kept else 0
-            return freeness(snapshot, headroom), snapshot.num_free, -snapshot.replica
+            return (
+                freeness(snapshot, headroom, divides_shortage=self.divides_shortage),
+                snapshot.num_free,
+                -snapshot.replica,
+            )
 
         return max(snapshots, key=rank)

@@ -27,7 +27,7 @@ def test_an_empty_replica_is_infinitely_free():
     [
         ({"num_running": 4, "num_free": 60}, 60 * 16 / 4),
         ({"num_running": 3, "num_waiting": 1, "num_free": 60, "waiting_blocks": 20}, 40 * 16 / 4),
-        ({"num_waiting": 2, "waiting_blocks": 150}, -50 * 16 / 2),
+        ({"num_waiting": 2, "waiting_blocks": 150}, -50 * 16),
     ],
 )
 def test_freeness_is_what_is_left_for_each_sequence_if_the_waiting_run(values, tokens):
@@ -36,14 +36,21 @@ def test_freeness_is_what_is_left_for_each_sequence_if_the_waiting_run(values, t
 
 @given(st.integers(0, 100), st.integers(1, 8), st.integers(0, 50))
 def test_each_request_that_is_sent_makes_its_replica_less_free(free, running, waiting):
-    """As long as there is room; past that what is missing is divided among more."""
     state = snapshot(num_free=free, num_running=running, num_waiting=1, waiting_blocks=waiting)
     router = make_router("llumnix")
     router.route(request("a", 30), [state], 0.0)
     (after,) = router._corrected(request("b"), [state])
     assert after.waiting_blocks == state.waiting_blocks + 2
-    if freeness(state) > -2 * 16:
-        assert freeness(after) < freeness(state)
+    assert freeness(after) < freeness(state)
+
+
+def test_of_full_replicas_the_one_that_lacks_least_is_freest_and_as_published_the_one_with_the_longest_queue():
+    short = snapshot(0, num_running=5, num_free=0, num_waiting=1, waiting_blocks=10)
+    long = snapshot(1, num_running=5, num_free=0, num_waiting=20, waiting_blocks=30)
+    assert choose(short, long) == 0
+    published = make_router("llumnix", {"divides_shortage": True})
+    assert published.route(request("r"), [short, long], 0.0) == 1
+    assert freeness(short, divides_shortage=True) == -10 * 16 / 6
 
 
 def test_others_stay_away_from_a_replica_with_urgent_requests_as_if_it_were_nearly_full():
