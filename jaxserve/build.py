@@ -68,6 +68,8 @@ def build(
     tokenizer = None if folder is None else load_tokenizer(folder)
     plan = _plan_here(config, cfg)
     cost = _cost_model_here(config, plan)
+    # A mistake in its options is told before weights are read; the policy itself is made when all is known.
+    make_policy(config.scheduling_policy, config.scheduling_options, cost=cost, capacity=None, rungs=())
     mesh = make_mesh(plan.parallel) if plan.parallel.num_devices > 1 or jax.process_count() > 1 else None
     _use_compilation_cache(config.compilation_cache)
     native.enable(cache_folder() / "native" if config.native_kernels else None)

@@ -131,7 +131,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--load", type=float, default=0.7, metavar="X", help="of what the simulator can serve")
     parser.add_argument("--policies", default="fcfs,priority,sarathi", metavar="NAMES")
     parser.add_argument("--scenes", type=int, default=24, metavar="N", help="fitted to, all of them (default: 24)")
-    parser.add_argument("--share", type=float, default=0.5, metavar="X", help="as calibrate.py (default here: 0.5)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="all figures as JSON")
     parser.add_argument("--cpu-time", action="store_true", help=calibrate.CPU_TIME)
     add_engine_flags(parser)
@@ -149,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     half = calibrate.TURNS // 2 + 1
 
     def fitted() -> CostModel:
-        samples = itertools.chain(*calibrate.samples_of(notes, args.share))
+        samples = itertools.chain(*calibrate.samples_of(notes))
         return calibrate.fitted_model(list(samples), args.model, built)
 
     calibrate.play(calibrate.Scene(2, 32, 16), built, config, True, 0)  # what only a first time costs

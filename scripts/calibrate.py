@@ -15,6 +15,7 @@ import argparse
 import itertools
 import os
 import random
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,10 +84,16 @@ class Notes(NamedTuple):
     def is_enough(self) -> bool:
         return min(len(self.devices), len(self.periods)) >= LEAST
 
-    def sample(self, share: float) -> Sample:
-        """The seconds that so much of the steps took at most."""
+    def sample(self) -> Sample:
+        """Means: what one step seems to take too long, because its result is seen late, the next takes too short."""
         middle = sorted(self.works, key=lambda work: work.decode_kv)[len(self.works) // 2]
-        return Sample(middle, *(float(np.quantile(each, share)) for each in (self.devices, self.hosts, self.periods)))
+        return Sample(middle, *map(trimmed_mean, (self.devices, self.hosts, self.periods)))
+
+
+def trimmed_mean(seconds: Sequence[float]) -> float:
+    """Without a tenth of them at either end."""
+    end = len(seconds) // 10
+    return statistics.mean(sorted(seconds)[end : len(seconds) - end])
 
 
 class Watch:
@@ -124,7 +130,7 @@ def count_cpu_time() -> None:
 
 
 def scenes(count: int, seed: int, built: Built) -> list[Scene]:
-    """Batches, contexts and prompts of all sizes that fit, small ones more often."""
+    """Batches and contexts of all sizes that fit, small ones more often; prompts for each compiled step size as often."""
     rng, capacity = random.Random(seed), built.executor.capacity()
     longest = built.max_model_len - 2 * DECODES - 16
     made = []
@@ -132,8 +138,8 @@ def scenes(count: int, seed: int, built: Built) -> list[Scene]:
         rows = round(_between(rng, 1, max(capacity.num_slots - 1, 1)))
         room = capacity.num_blocks * capacity.block_size // (rows + 1) - 2 * DECODES - 16
         context = round(_between(rng, 4, max(min(longest, room, 16_384), 4)))
-        chunk = round(_between(rng, 2, max(min(longest, room, 2 * max(capacity.token_rungs)), 2)))
-        made.append(Scene(rows, context, chunk))
+        chunk = round(rng.choice(capacity.token_rungs) * rng.uniform(0.7, 1)) - rows
+        made.append(Scene(rows, context, max(min(chunk, longest, room), 2)))
     return made
 
 
@@ -193,9 +199,9 @@ def observe(
             note(notes[index], play(made[index], built, config, overlap, seed=1000 * index + turn), overlap)
 
 
-def samples_of(notes: Sequence[dict[Work, Notes]], share: float) -> list[list[Sample]]:
+def samples_of(notes: Sequence[dict[Work, Notes]]) -> list[list[Sample]]:
     """Of the steps of each scene that were seen often enough."""
-    return [[taken.sample(share) for taken in each.values() if taken.is_enough()] for each in notes]
+    return [[taken.sample() for taken in each.values() if taken.is_enough()] for each in notes]
 
 
 def note(notes: dict[Work, Notes], times: Sequence[Times], overlap: bool) -> None:
@@ -248,14 +254,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", metavar="MODEL", help="bundled name, folder, or hub id")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the cost model, as JSON")
     parser.add_argument("--scenes", type=int, default=40, metavar="N", help="half of them are fitted to (default: 40)")
-    parser.add_argument(
-        "--share",
-        type=float,
-        default=0.25,
-        metavar="X",
-        help="of equal steps, take the time that this share took at most: below 0.5, because other work on the machine "
-        "only makes steps longer (default: 0.25)",
-    )
     parser.add_argument("--cpu-time", action="store_true", help=CPU_TIME)
     add_engine_flags(parser)
     args = parser.parse_args(argv)
@@ -264,8 +262,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.scenes < 8:
             raise JaxserveError(f"--scenes {args.scenes} must be at least 8")
-        if not 0 <= args.share <= 1:
-            raise JaxserveError(f"--share {args.share} must be from 0 to 1")
         config = EngineConfig(**engine_options(args))
         if config.data_parallel_size > 1:
             raise JaxserveError("data_parallel_size must be 1: replicas are measured one by one")
@@ -280,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     made = scenes(args.scenes, config.seed, built)
     notes = [dict[Work, Notes]() for _ in made]
     observe(notes, made, built, config, range(TURNS))
-    samples = samples_of(notes, args.share)
+    samples = samples_of(notes)
     fitted, others = (list(itertools.chain(*samples[begin::2])) for begin in (0, 1))
     model = fitted_model(fitted, args.model, built)
     print(table("fitted to:", fitted, model))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vPX*"
 _GREY = "#666666"
+_WIDE = 5  # times: beyond it the small ones are lost on an even scale
 
 Report = Mapping[str, Any]
 
@@ -24,7 +25,6 @@ class _Panel(NamedTuple):
     solid: Callable[[Report], float | None]
     dashed: Callable[[Report], float | None] | None = None  # the tail of the same
     limit: float | None = None
-    is_log: bool = False
     unit: str = "s"
 
 
@@ -78,50 +78,56 @@ def _panels(reports: Sequence[Report], slo: Slo | None) -> list[_Panel]:
 
 
 def _times(title: str, key: str, limit: float | None) -> _Panel:
-    return _Panel(
-        title, lambda r: (r.get(key) or {}).get("p50"), lambda r: (r.get(key) or {}).get("p99"), limit, is_log=True
-    )
+    return _Panel(title, lambda r: (r.get(key) or {}).get("p50"), lambda r: (r.get(key) or {}).get("p99"), limit)
 
 
 def _draw(axis: "Axes", panel: _Panel, curves: Mapping[str, Sequence[Report]]) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
-
+    seen = list[float]()
     for number, (name, reports) in enumerate(curves.items()):
-        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         ordered = sorted(reports, key=lambda report: report["rate"])
         for value, style, label in ((panel.solid, "-", name), (panel.dashed, "--", None)):
             points = [(report["rate"], y) for report in ordered if value and (y := value(report)) is not None]
             if points:
                 xs, ys = zip(*points, strict=True)
+                seen += ys
                 axis.plot(
                     xs,
                     ys,
                     style,
-                    color=colour,
-                    marker=marker,
+                    color=_COLOURS[number % len(_COLOURS)],
+                    marker=_MARKERS[number % len(_MARKERS)],
                     markersize=4,
                     linewidth=max(2.6 - 0.4 * number, 1.0),  # lines that lie on each other are all seen
                     alpha=0.55 if style == "--" else 1.0,
                     label=label,
                 )
-    if panel.is_log:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(EngFormatter(panel.unit, sep=" "))
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    elif panel.unit == "%":
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axis.set_ylim(-0.03, 1.03)
-    else:
-        axis.yaxis.set_major_formatter(EngFormatter())
-        axis.set_ylim(bottom=0)
     if panel.limit is not None:
         axis.axhline(panel.limit, color=_GREY, linewidth=1, linestyle=":")
         place = {"xycoords": ("axes fraction", "data"), "xytext": (4, 3), "textcoords": "offset points"}
         axis.annotate("SLO", (0, panel.limit), color=_GREY, fontsize=8, **place)
+        seen.append(panel.limit)
+    _scale(axis, panel, seen)
     axis.set_title(panel.title + ("  (line: p50, dashes: p99)" if panel.dashed else ""), fontsize=9, loc="left")
     axis.set_xlabel("programs per second", fontsize=9)
     axis.set_xlim(left=0)
     axis.tick_params(labelsize=8)
     axis.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(axis: "Axes", panel: _Panel, values: Sequence[float]) -> None:
+    """From zero, where that shows all; times of several sizes by their logarithms."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
+
+    if panel.unit == "%":
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.set_ylim(-0.03, 1.03)
+        return
+    axis.yaxis.set_major_formatter(EngFormatter(panel.unit, sep=" " if panel.unit else ""))
+    if panel.unit == "s" and min(values, default=0.0) > 0 and max(values) > _WIDE * min(values):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(EngFormatter(panel.unit, sep=" "))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_ylim(bottom=0)

@@ -60,8 +60,8 @@ def run(options: Options) -> Section:
         picture.curves(axis, unequal[name][0]["curves"], xlabel="s", ylabel="service of the client", title=name)
     file = picture.save(figure, options.pictures / "vtc.png")
     shares = {
-        client: statistics.median(each["fairness"]["service"][client] for each in weighted)
-        / statistics.median(each["fairness"]["service"]["a"] for each in weighted)
+        client: statistics.median(each["fairness"]["clients"][client]["output_tokens"] for each in weighted)
+        / statistics.median(each["fairness"]["clients"]["a"]["output_tokens"] for each in weighted)
         for client in WEIGHTS
     }
     worst = max(each["fairness"]["worst_gap"] for each in (*unequal["vtc, strict"], *pausing["vtc, strict"]))
@@ -78,7 +78,8 @@ def run(options: Options) -> Section:
             Table(caption="Two clients, both always too fast:", lines=[_line(n, unequal[n]) for n in POLICIES]),
             Table(caption="The slower one pauses for minutes:", lines=[_line(n, pausing[n]) for n in POLICIES]),
             Table(
-                caption="Service by weight, that of the first client being 1:",
+                caption="Answer tokens by weight, those of the first client being 1 (what is computed again after a"
+                " preemption is not charged, but is in the service of the tables above):",
                 lines=[{f"weight {WEIGHTS[c]:g}": f"{share:.2f}" for c, share in shares.items()}],
             ),
         ],

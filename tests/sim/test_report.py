@@ -67,7 +67,7 @@ def test_an_slo_counts_calls_that_keep_all_of_it():
 
 
 def test_goodput_and_deadlines():
-    calls = [call(str(n), 64, 4, program=f"p{n}", deadline_s=0.1) for n in range(4)]
+    calls = [call(str(n), 64, 4, arrival_s=5.0, program=f"p{n}", deadline_s=0.1) for n in range(4)]
     facts = report(simulate(work(*calls), [spec(max_num_seqs=1)]), Slo(ttft_s=0.1))
     assert facts["slo"]["share"] == facts["deadlines"]["share"] == 0.25
     assert facts["slo"]["goodput_per_s"] == pytest.approx(1 / facts["end_s"])

@@ -188,6 +188,17 @@ def test_the_limit_that_the_scheduler_knows_ends_an_answer():
     assert [(record.num_output, str(record.finish)) for record in run.records] == [(5, "length"), (6, "length")]
 
 
+def test_what_a_spec_says_is_done():
+    calls = work(*(call(str(n), 50, 6, client=f"c{n % 2}") for n in range(6)))
+    quota = simulate(calls, [spec(client_quota=1)]).records
+    for first, second in itertools.pairwise(record for record in quota if record.call.client == "c0"):
+        assert first.finish_s <= second.start_s
+    rows = [row for plan in plans_of(simulate(calls, [spec(chunked=False)])) for row in plan.rows if row.start < 50]
+    assert [row.num_tokens for row in rows] == [50] * 6
+    cut = [row for plan in plans_of(simulate(calls, [spec()])) for row in plan.rows if row.start < 50]
+    assert len(cut) > 6
+
+
 def test_children_wait_for_their_parents_and_for_what_takes_time_between():
     a, b = call("a", 16, 3, program="p"), call("b", 16, 9, program="p")
     c = call("c", (Said("a"), Said("b")), 1, parents=("a", "b"), think_s=2.0, program="p")

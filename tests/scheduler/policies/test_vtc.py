@@ -194,3 +194,10 @@ def test_clients_that_come_once_are_forgotten(monkeypatch):
 def test_options_that_cannot_be_are_refused(name, options, message):
     with pytest.raises(ConfigError, match=message):
         make_policy(name, options)
+
+
+def test_what_is_computed_again_after_a_preemption_is_not_charged_again():
+    rig = small_engine("vtc", num_blocks=11)
+    rig.run(*[ask(f"r{i}", [1 + i] * 10, client="a", max_tokens=20, ignore_eos=True) for i in range(4)])
+    assert rig.scheduler.counters.preemptions
+    assert rig.scheduler._policy._clients.numbers == {"a": 4 * (10 + 2 * 20)}
