@@ -93,6 +93,5 @@ def _verdict(found: dict[str, list[float]]) -> str:
     return (
         f"Mean latency of programs with ATLAS is {ratios(ATLAS, PLAS)} times that with PLAS, {ratios(SCALAR, PLAS)} times "
         f"where parents are not told, and {ratios(ATLAS, FCFS)} times that with FCFS of calls ({ratios(WIDE, FCFS)} with a "
-        f"wider first level): worse in {sum(worse)} of {len(worse)} cases. Our reading, not measured: a program that asks "
-        "for much at once is as slow as its slowest call, and level queues put just that one behind all newcomers."
+        f"wider first level): worse in {sum(worse)} of {len(worse)} cases (docs/log.md says why)."
     )
