@@ -9,7 +9,8 @@ from jaxserve.executor.base import Executor
 from jaxserve.output import CompletionOutput, Event, Logprob, RequestMetrics, RequestOutput
 from jaxserve.pipeline import Pipeline
 from jaxserve.request import Finish, Request, Task, check_priority, check_tokens
-from jaxserve.scheduler.core import Progress, Scheduler
+from jaxserve.scheduler.core import Scheduler
+from jaxserve.scheduler.progress import Progress
 from jaxserve.scheduler.sequence import Sequence
 from jaxserve.step import TokenLogprob
 from jaxserve.tokenizer import Detokenizer, Tokenizer

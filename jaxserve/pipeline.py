@@ -5,7 +5,8 @@ from typing import Any
 
 from jaxserve.clock import Clock
 from jaxserve.executor.base import Executor
-from jaxserve.scheduler.core import Progress, Scheduler
+from jaxserve.scheduler.core import Scheduler
+from jaxserve.scheduler.progress import Progress
 from jaxserve.step import StepPlan
 
 

@@ -10,46 +10,19 @@ Replicas of the weights run each step together. There is one queue for all of th
 for each (`replica.py`), and `placement.py` says who takes the next sequence.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence as Seq
-from typing import NamedTuple
 
 from jaxserve.kv.store import KVStore
-from jaxserve.request import Finish, Task
+from jaxserve.request import Task
 from jaxserve.scheduler.account import Account, Accounts
-from jaxserve.scheduler.draft import Draft, make_row, trim
-from jaxserve.scheduler.placement import Offer, rank
+from jaxserve.scheduler.draft import Draft, make_row, slot_start, trim
+from jaxserve.scheduler.placement import choices, ranked
 from jaxserve.scheduler.policy import Decodes, Policy, View
+from jaxserve.scheduler.progress import Counters, Progress, finish_of
 from jaxserve.scheduler.replica import Arrival, Replica, SwapRule
 from jaxserve.scheduler.sequence import Sequence, State
-from jaxserve.step import Capacity, Row, RowResult, SlotStart, StepPlan, StepResult
-
-
-class Progress(NamedTuple):
-    """What a step did for one sequence."""
-
-    sequence: Sequence
-    row: Row
-    result: RowResult
-    finish: Finish | None
-
-
-@dataclasses.dataclass(slots=True)
-class Counters:
-    """Totals since the start."""
-
-    steps: int = 0
-    prompt_tokens: int = 0  # fed, recomputed ones included
-    output_tokens: int = 0
-    cached_tokens: int = 0  # prompt tokens that did not have to be fed
-    preemptions: int = 0
-    displaced: int = 0  # of those: because the policy wanted somebody else to run
-    swapped: int = 0  # of those: whose blocks went to host memory
-    swap_out_blocks: int = 0
-    swap_in_blocks: int = 0
-    wasted_rows: int = 0  # computed for a sequence that had already ended
-    replica_tokens: list[int] = dataclasses.field(default_factory=list)  # fed on each replica: how even their loads are
+from jaxserve.step import Capacity, Row, StepPlan, StepResult
 
 
 class Scheduler:
@@ -210,8 +183,8 @@ class Scheduler:
                 self.counters.output_tokens += 1
                 charge(sequence.view, 0, 1)
             if sequence.seat is seat:
-                self._register(sequence, row)
-            finish = _finish_of(sequence, row)
+                self._replicas[sequence.replica].note_computed(sequence, row.start, row.start + row.num_tokens)
+            finish = finish_of(sequence, row)
             if finish:
                 self.finish(sequence, now_s)
             progress.append(Progress(sequence, row, outcome, finish))
@@ -300,11 +273,11 @@ class Scheduler:
         running = [sequence.view for sequence in self._running]
         for view in self._policy.order(tuple(self._waiting), running, now_s):
             sequence = self._sequences[view.seq_id]
-            if sequence.num_pending or not sequence.wants_more or _awaits_parent(sequence):
+            if sequence.num_pending or not sequence.wants_more or sequence.awaits_parent:
                 continue
             if self._client_quota and self._accounts[view.seq_id].num_running >= self._client_quota:
                 continue
-            draft = self._place(drafts, self._choices(vacant, sequence), sequence, now_s)
+            draft = self._place(drafts, choices(self._replicas, vacant, sequence), sequence, now_s)
             if draft is not None:
                 replica = self._replicas[sequence.replica]
                 self._extend(replica, draft, sequence, self._chunk(draft, sequence), now_s)
@@ -317,26 +290,9 @@ class Scheduler:
         replicas = zip(self._replicas, drafts, strict=True)
         return [r for r, draft in replicas if draft.may_admit and (r.has_slot or self._displaces)]
 
-    def _choices(self, vacant: list[Replica], sequence: Sequence) -> list[Replica]:
-        """Where a waiting sequence may go.
-
-        Who was swapped out goes where its blocks are. Answers of one request go where the first of them runs, because the
-        prompt is there. Only when all slots there are taken they go elsewhere, and then the first to come computes the
-        prompt for those that follow.
-        """
-        if sequence.num_parked:
-            return [replica for replica in vacant if replica.index == sequence.replica]
-        parent = sequence.parent
-        if parent is None or parent.state is not State.RUNNING or sequence.num_output:
-            return vacant
-        home = self._replicas[parent.replica]
-        if home.has_slot:
-            return [replica for replica in vacant if replica is home]
-        return [replica for replica in vacant if not replica.is_feeding(sequence.request)]
-
-    def _place(self, drafts: Seq[Draft], choices: list[Replica], sequence: Sequence, now_s: float) -> Draft | None:
+    def _place(self, drafts: Seq[Draft], candidates: list[Replica], sequence: Sequence, now_s: float) -> Draft | None:
         """Admit a sequence to the best replica that has room for it. If none has, the policy says if others may overtake."""
-        for replica in self._ranked(choices, sequence):
+        for replica in ranked(candidates, sequence, self._capacity.num_slots):
             draft = drafts[replica.index]
             arrival = replica.admit(sequence)
             if (
@@ -349,7 +305,7 @@ class Scheduler:
                 self._welcome(draft, sequence, arrival, now_s)
                 return draft
         if not self._policy.lets_pass(sequence.view, now_s):
-            for replica in choices:
+            for replica in candidates:
                 drafts[replica.index].is_closed = True
         return None
 
@@ -363,8 +319,8 @@ class Scheduler:
         account.cached_tokens += num_cached
         self.counters.cached_tokens += num_cached
         if sequence.request.params.has_edits:
-            draft.starts.append(_slot_start(sequence))
-        self._pin(sequence, 0, sequence.num_computed)
+            draft.starts.append(slot_start(sequence))
+        self._replicas[sequence.replica].pin_prefix(sequence, 0, sequence.num_computed)
         self._policy.on_admit(sequence.view, sequence.num_computed, now_s)
 
     def _make_room(self, replica: Replica, draft: Draft, sequence: Sequence, shortage: int, now_s: float) -> bool:
@@ -386,13 +342,6 @@ class Scheduler:
             self.counters.displaced += 1
         return True
 
-    def _ranked(self, choices: list[Replica], sequence: Sequence) -> list[Replica]:
-        """Best first. This asks the prefix index: how much of the sequence each of the replicas holds."""
-        if len(choices) < 2:
-            return choices
-        offers = [Offer(r.index, len(r.running), r.num_ahead, r.cached(sequence)) for r in choices]
-        return [self._replicas[offer.replica] for offer in rank(offers, self._capacity.num_slots)]
-
     def _draft_arrivals(self, drafts: Seq[Draft], now_s: float) -> None:
         """Nothing else can run: wait for blocks on their way, instead of letting them take a step's time."""
         for replica, draft in zip(self._replicas, drafts, strict=True):
@@ -413,20 +362,6 @@ class Scheduler:
             self.counters.prompt_tokens += count
             self._accounts[sequence.seq_id].prompt_tokens += count
         return row
-
-    def _register(self, sequence: Sequence, row: Row) -> None:
-        """Put the blocks that a row has filled into the prefix tree, and pin what is to be pinned."""
-        replica = self._replicas[sequence.replica]
-        start, end, size = row.start, row.start + row.num_tokens, replica.store.block_size
-        if end // size > start // size:
-            replica.store.register(sequence.seq_id, sequence.tokens, end)
-        self._pin(sequence, start, end)
-
-    def _pin(self, sequence: Sequence, start: int, end: int) -> None:
-        """Pin what is to be pinned, once the sequence has come from `start` to `end`."""
-        request = sequence.request
-        if request.pin and start < request.pin_tokens <= end:
-            self._replicas[sequence.replica].pin(request.pin, sequence, request.pin_tokens)
 
     def _remove(self, sequence: Sequence) -> Account:
         """Take a sequence out of everything; returns its client's account."""
@@ -458,34 +393,3 @@ class Scheduler:
         account.preemptions += 1
         account.num_running -= 1
         self._policy.on_preempt(sequence.view, now_s)
-
-
-def _awaits_parent(sequence: Sequence) -> bool:
-    """Whether the sequence's prompt is being computed by its sibling right now, or soon will be."""
-    parent = sequence.parent
-    if parent is None or sequence.num_output or parent.state is State.FINISHED:
-        return False
-    return parent.num_computed < parent.num_prompt
-
-
-def _finish_of(sequence: Sequence, row: Row) -> Finish | None:
-    request = sequence.request
-    if request.task is not Task.GENERATE:
-        return Finish.STOP if row.start + row.num_tokens >= sequence.num_prompt else None
-    if not row.samples:
-        return None
-    token, params = sequence.tokens[-1], request.params
-    if token in params.stop_token_ids or (token in request.eos_token_ids and not params.ignore_eos):
-        return Finish.STOP
-    return Finish.LENGTH if len(sequence.tokens) >= sequence.max_len else None
-
-
-def _slot_start(sequence: Sequence) -> SlotStart:
-    prompt = sequence.request.prompt_token_ids
-    return SlotStart(
-        replica=sequence.replica,
-        slot=sequence.slot,
-        params=sequence.request.params,
-        prompt_token_ids=prompt,
-        output_token_ids=tuple(sequence.tokens[len(prompt) :]),
-    )

@@ -98,10 +98,11 @@ def make_row(sequence: Sequence, count: int, table: tuple[int, ...]) -> Row:
     assert sequence.seat is not None
     start = sequence.num_computed
     end, num_prompt = start + count, sequence.num_prompt
-    known = tuple(sequence.tokens[start:end])
+    tokens = sequence.tokens
+    known = tuple(tokens[start:end]) if count > 1 else (tokens[start],) if start < len(tokens) else ()
     feeds_last = len(known) < count
     if start >= num_prompt:  # a decode, or several tokens of an answer computed again
-        samples = end == sequence.num_total
+        samples = end == len(tokens) + sequence.num_pending
         banned = _banned(sequence, end - num_prompt) if samples and sequence.bans else ()
         return Row(sequence.seat, start, known, feeds_last, table, samples, end - num_prompt, banned)
     if sequence.request.task is Task.GENERATE:
@@ -137,3 +138,15 @@ def _banned(sequence: Sequence, output_index: int) -> tuple[int, ...]:
         if not begun or tuple(output[-begun:]) == word[:-1]:
             banned.append(word[-1])
     return tuple(banned)
+
+
+def slot_start(sequence: Sequence) -> SlotStart:
+    """What the device has to know of a sequence whose logits are edited, before its first row."""
+    prompt = sequence.request.prompt_token_ids
+    return SlotStart(
+        replica=sequence.replica,
+        slot=sequence.slot,
+        params=sequence.request.params,
+        prompt_token_ids=prompt,
+        output_token_ids=tuple(sequence.tokens[len(prompt) :]),
+    )

@@ -1,4 +1,4 @@
-"""Which replica a waiting sequence goes to. A pure rule over numbers.
+"""Which replica a waiting sequence goes to.
 
 All replicas run one step together, so a step costs what the fullest of them needs, and an uneven load is paid for by
 all. A cached prefix is worth the tokens that need not be fed, and no more.
@@ -6,6 +6,10 @@ all. A cached prefix is worth the tokens that need not be fed, and no more.
 
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from jaxserve.scheduler.replica import Replica
+from jaxserve.scheduler.sequence import Sequence as Waiting
+from jaxserve.scheduler.sequence import State
 
 # A replica is clearly fuller than another when it runs more sequences by over this share of its slots.
 _CLEARLY = 1 / 4
@@ -35,3 +39,30 @@ def rank(offers: Sequence[Offer], num_slots: int) -> list[Offer]:
         return is_fuller, offer.num_ahead - offer.num_cached, offer.num_running, offer.replica
 
     return sorted(offers, key=key)
+
+
+def choices(replicas: Sequence[Replica], vacant: Sequence[Replica], sequence: Waiting) -> list[Replica]:
+    """Which of the vacant replicas a waiting sequence may go to.
+
+    Who was swapped out goes where its blocks are. Answers of one request go where the first of them runs, because the prompt
+    is there. Only when all slots there are taken they go elsewhere, and then the first to come computes the prompt for
+    those that follow.
+    """
+    if sequence.num_parked:
+        return [replica for replica in vacant if replica.index == sequence.replica]
+    parent = sequence.parent
+    if parent is None or parent.state is not State.RUNNING or sequence.num_output:
+        return list(vacant)
+    home = replicas[parent.replica]
+    if home.has_slot:
+        return [replica for replica in vacant if replica is home]
+    return [replica for replica in vacant if not replica.is_feeding(sequence.request)]
+
+
+def ranked(candidates: list[Replica], sequence: Waiting, num_slots: int) -> list[Replica]:
+    """Best first. This asks the prefix index: how much of the sequence each of the replicas holds."""
+    if len(candidates) < 2:
+        return candidates
+    by_index = {replica.index: replica for replica in candidates}
+    offers = [Offer(r.index, len(r.running), r.num_ahead, r.cached(sequence)) for r in candidates]
+    return [by_index[offer.replica] for offer in rank(offers, num_slots)]

@@ -164,6 +164,19 @@ class Replica:
             self._let_go_of_copies(sequence)
         self._landed = []
 
+    def note_computed(self, sequence: Sequence, start: int, end: int) -> None:
+        """The tokens from `start` to `end` are there: put blocks that are full now into the prefix tree, and pin."""
+        size = self.store.block_size
+        if end // size > start // size:
+            self.store.register(sequence.seq_id, sequence.tokens, end)
+        self.pin_prefix(sequence, start, end)
+
+    def pin_prefix(self, sequence: Sequence, start: int, end: int) -> None:
+        """Pin what a request wants pinned, once its sequence has come from `start` to `end`."""
+        request = sequence.request
+        if request.pin and start < request.pin_tokens <= end:
+            self.pin(request.pin, sequence, request.pin_tokens)
+
     def pin(self, name: str, sequence: Sequence, num_tokens: int) -> None:
         """Keep the first tokens of a sequence cached until `unpin`; nothing happens if they are not all cached."""
         store, tokens, namespace = self.store, sequence.tokens, sequence.request.namespace

@@ -106,6 +106,14 @@ class Sequence:
         """Whether more than the newest token has to be fed."""
         return self.num_left > 1 or self.num_computed < self.num_prompt
 
+    @property
+    def awaits_parent(self) -> bool:
+        """Whether its prompt is being computed by a sibling right now, or soon will be."""
+        parent = self.parent
+        if parent is None or self.num_output or parent.state is State.FINISHED:
+            return False
+        return parent.num_computed < parent.num_prompt
+
     def sit(self, replica: int, slot: int) -> None:
         """Take a slot."""
         self.replica, self.slot = replica, slot

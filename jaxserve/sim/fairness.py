@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxserve.scheduler.core import Progress
+from jaxserve.scheduler.progress import Progress
 from jaxserve.sim.call import Workload
 from jaxserve.sim.record import Record
 

@@ -14,8 +14,8 @@ from jaxserve.engine import Engine
 from jaxserve.executor.base import Executor
 from jaxserve.pipeline import Pipeline
 from jaxserve.request import Request
-from jaxserve.scheduler.core import Progress
 from jaxserve.scheduler.policy import Policy
+from jaxserve.scheduler.progress import Progress
 from jaxserve.scheduler.sequence import Sequence
 from jaxserve.sim.record import Steps
 from jaxserve.sim.replica import Replica, ReplicaSpec

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Sequence
 
 from jaxserve.request import Finish
-from jaxserve.scheduler.core import Progress
+from jaxserve.scheduler.progress import Progress
 from jaxserve.sim.call import Call
 from jaxserve.step import StepPlan
 

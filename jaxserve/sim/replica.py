@@ -11,8 +11,9 @@ from jaxserve.executor.ladder import Rung, build_ladder, token_rungs
 from jaxserve.kv.store import KVStore
 from jaxserve.pipeline import Pipeline
 from jaxserve.request import Request
-from jaxserve.scheduler.core import Progress, Scheduler
+from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.policy import Policy
+from jaxserve.scheduler.progress import Progress
 from jaxserve.scheduler.sequence import Sequence
 from jaxserve.scheduler.swap import swap_rule
 from jaxserve.sim.executor import Answer, SimExecutor

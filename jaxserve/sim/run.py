@@ -17,9 +17,9 @@ from jaxserve.cluster.router import Router, make_router
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.errors import InvariantError
 from jaxserve.request import Request, SamplingParams
-from jaxserve.scheduler.core import Progress
 from jaxserve.scheduler.make import make_policy
 from jaxserve.scheduler.policy import Policy
+from jaxserve.scheduler.progress import Progress
 from jaxserve.sim.call import END, After, Call, Said, Span, Workload
 from jaxserve.sim.fairness import Fairness
 from jaxserve.sim.record import Gaps, Record

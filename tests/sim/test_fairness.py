@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from jaxserve.scheduler.core import Progress
+from jaxserve.scheduler.progress import Progress
 from jaxserve.sim.fairness import Fairness
 from jaxserve.sim.record import Record
 from jaxserve.step import Row, RowResult, Seat

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxserve.config import SCHEDULING_POLICIES
-from jaxserve.scheduler.core import _awaits_parent
+from jaxserve.scheduler.placement import choices
 from jaxserve.scheduler.policy import View
 from tests.fakes import make_engine
 from tests.test_soak import MAX_MODEL_LEN, check_request, random_request
@@ -110,11 +110,11 @@ class Run:
         vacant = [r for d, r in zip(drafts, scheduler.replicas, strict=True) if d.may_admit and r.has_slot]
         for view in scheduler.waiting if vacant else ():
             sequence = scheduler._sequences[view.seq_id]
-            if sequence.num_pending or not sequence.wants_more or _awaits_parent(sequence):
+            if sequence.num_pending or not sequence.wants_more or sequence.awaits_parent:
                 continue
             if quota and scheduler.accounts.of(view.request.client).num_running >= quota:
                 continue
-            assert view.request.client in misfits or not scheduler._choices(vacant, sequence), (
+            assert view.request.client in misfits or not choices(scheduler.replicas, vacant, sequence), (
                 "somebody waits for nothing"
             )
 

@@ -1,0 +1,47 @@
+"""What steps have done: for one sequence, and in all."""
+
+import dataclasses
+from typing import NamedTuple
+
+from jaxserve.request import Finish, Task
+from jaxserve.scheduler.sequence import Sequence
+from jaxserve.step import Row, RowResult
+
+
+class Progress(NamedTuple):
+    """What a step did for one sequence."""
+
+    sequence: Sequence
+    row: Row
+    result: RowResult
+    finish: Finish | None
+
+
+@dataclasses.dataclass(slots=True)
+class Counters:
+    """Totals since the start."""
+
+    steps: int = 0
+    prompt_tokens: int = 0  # fed, recomputed ones included
+    output_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens that did not have to be fed
+    preemptions: int = 0
+    displaced: int = 0  # of those: because the policy wanted somebody else to run
+    swapped: int = 0  # of those: whose blocks went to host memory
+    swap_out_blocks: int = 0
+    swap_in_blocks: int = 0
+    wasted_rows: int = 0  # computed for a sequence that had already ended
+    replica_tokens: list[int] = dataclasses.field(default_factory=list)  # fed on each replica: how even their loads are
+
+
+def finish_of(sequence: Sequence, row: Row) -> Finish | None:
+    """Why a sequence ends with a row whose token it has got; None: it goes on."""
+    request = sequence.request
+    if request.task is not Task.GENERATE:
+        return Finish.STOP if row.start + row.num_tokens >= sequence.num_prompt else None
+    if not row.samples:
+        return None
+    token, params = sequence.tokens[-1], request.params
+    if token in params.stop_token_ids or (token in request.eos_token_ids and not params.ignore_eos):
+        return Finish.STOP
+    return Finish.LENGTH if len(sequence.tokens) >= sequence.max_len else None
