@@ -87,7 +87,7 @@ def shape_of(q_tnh, pages_pkbd, rows: Rows, options: Options, *, is_decode: bool
         page_size=page_size,
         double=double,
         chunk_pages=chunk_pages,
-        block=tuned.block(tile * group, chunk_pages * page_size, is_decode=is_decode),
+        block=tuned.block(tile * group, is_decode=is_decode),
         table_width=rows.table_sm.shape[1],
         kv_dtype=pages_pkbd.dtype,
         dot_dtype=dot_dtype(q_tnh.dtype, pages_pkbd.dtype),

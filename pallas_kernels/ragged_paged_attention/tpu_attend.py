@@ -36,7 +36,7 @@ class Shape(NamedTuple):
     page_size: int
     double: int  # a key and its value
     chunk_pages: int
-    block: tuple[int, int]  # queries and keys whose scores are worked on together
+    block: int  # queries whose scores are worked on together
     table_width: int
     kv_dtype: jnp.dtype
     dot_dtype: jnp.dtype  # of the factors of both products
@@ -84,6 +84,8 @@ class _Scratch(NamedTuple):
     top_kql: Any  # f32, running maximum, the same in every lane
     total_kql: Any  # f32, running sum of weights, each lane for itself
     acc_kqw: Any  # f32, running sum of weighted values
+    scores_1qc: tuple[Any, ...]  # f32, of a block each; blocks take them in turn
+    places_2: Any  # where scores are stored, and where they are loaded: both 0, which the compiler cannot know
 
 
 class _Tile(NamedTuple):
@@ -134,6 +136,8 @@ def attend_tiles(shape: Shape, q_tkgw, pages, rows: Rows, extras: Extras, sums: 
         state,
         state,
         pltpu.VMEM((num_heads, shape.num_queries, width), jnp.float32),
+        (pltpu.VMEM((1, shape.block, shape.chunk), jnp.float32),) * min(shape.num_queries // shape.block, 2),
+        pltpu.SMEM((2,), jnp.int32),
     )
     num_before = len(scalars) + len(jax.tree.leaves(inputs))
     (done,) = pl.pallas_call(
@@ -184,7 +188,7 @@ def _kernel(
 
     @pl.when(i == 0)
     def _():
-        scratch.slot_1[0] = 0
+        scratch.slot_1[0] = scratch.places_2[0] = scratch.places_2[1] = 0
         start(i, 0, 0)
 
     tile = tile_of(i)
@@ -269,33 +273,34 @@ def _drop_keys_past(count, slot, scratch: _Scratch, shape: Shape) -> None:
 def _absorb(head: int, slot, lead, scratch: _Scratch, key_scale, shape: Shape) -> None:
     """Merge a chunk into the running softmax of one KV head's queries.
 
-    Block by block, so that not all scores are alive at once; the next block's scores are asked for before this one's are
-    used, so that the matrix units have work meanwhile.
+    Block by block. The next block's scores are asked for before this one's are used, so that the matrix units have work
+    meanwhile. Scores wait for the maxima of their rows in VMEM: they would fill all registers. They are stored at one place
+    and loaded from another, which is the same; if the compiler knew, it would keep them in registers and spill.
     """
-    queries, keys = shape.block
     kv_cd = scratch.buffers_2ckbd[slot, :, head].reshape(shape.chunk, shape.double).astype(shape.dot_dtype)
-    blocks = [(q, c) for q in range(0, shape.num_queries, queries) for c in range(0, shape.chunk, keys)]
+    blocks = [slice(q, q + shape.block) for q in range(0, shape.num_queries, shape.block)]
+    lanes = [slice(c, c + LANES) for c in range(0, shape.chunk, LANES)]
+    stored, loaded = scratch.places_2[0], scratch.places_2[1]
 
-    def scores_of(q: int, c: int) -> list[jax.Array]:
-        """[q l] for each `LANES` keys of a block."""
-        q_qw = scratch.q_kqw[head, q : q + queries]
-        scores_qc = _score(_dot(q_qw, kv_cd[c : c + keys, : shape.width], 1), key_scale, shape.options)
-        ahead_ql = scratch.ahead_ql[q : q + queries]
-        lanes = range(0, scores_qc.shape[1], LANES)
-        return [_mask(scores_qc[:, at : at + LANES], ahead_ql, lead - c - at, shape.options) for at in lanes]
+    def score(index: int) -> jax.Array:
+        """Store a block's scores. Returns their maxima, each lane for itself."""
+        q_qw, ahead_ql = scratch.q_kqw[head, blocks[index]], scratch.ahead_ql[blocks[index]]
+        scores_qc = _score(_dot(q_qw, kv_cd[:, : shape.width], 1), key_scale, shape.options)
+        seen = [_mask(scores_qc[:, at], ahead_ql, lead - at.start, shape.options) for at in lanes]
+        for at, scores_ql in zip(lanes, seen, strict=True):
+            scratch.scores_1qc[index % 2][stored, :, at] = scores_ql
+        return functools.reduce(jnp.maximum, seen)
 
-    following = scores_of(*blocks[0])
-    for index, (q, c) in enumerate(blocks):
-        scores, at = following, (head, slice(q, q + queries))
+    following_ql = score(0)
+    for index, queries in enumerate(blocks):
+        most_ql, at = following_ql, (head, queries)
         if index + 1 < len(blocks):
-            following = scores_of(*blocks[index + 1])
+            following_ql = score(index + 1)
         before_ql = scratch.top_kql[at]
-        top_ql = jnp.maximum(before_ql, jnp.max(functools.reduce(jnp.maximum, scores), axis=1, keepdims=True))
-        weights = [jnp.exp2(scores_ql - top_ql) for scores_ql in scores]
+        top_ql = jnp.maximum(before_ql, jnp.max(most_ql, axis=1, keepdims=True))
+        weights = [jnp.exp2(scratch.scores_1qc[index % 2][loaded, :, lane] - top_ql) for lane in lanes]
         shrink_ql = jnp.exp2(before_ql - top_ql)
-        added_qw = _dot(
-            jnp.concatenate(weights, axis=1).astype(shape.dot_dtype), kv_cd[c : c + keys, -shape.width :], 0
-        )
+        added_qw = _dot(jnp.concatenate(weights, axis=1).astype(shape.dot_dtype), kv_cd[:, -shape.width :], 0)
         scratch.top_kql[at] = top_ql
         scratch.total_kql[at] = functools.reduce(jnp.add, weights, scratch.total_kql[at] * shrink_ql)
         scratch.acc_kqw[at] = scratch.acc_kqw[at] * shrink_ql[:, :1] + added_qw

@@ -33,16 +33,18 @@ def chunk(token_bytes: int, *, is_decode: bool) -> int:
 
 
 @table
-def block(num_queries: int, num_keys: int, *, is_decode: bool) -> tuple[int, int]:
-    """Queries and keys of a chunk whose scores are worked on together.
+def block(num_queries: int, *, is_decode: bool) -> int:
+    """Queries whose scores of a chunk are worked on together.
 
-    Smaller ones spill fewer registers, but load the matrix units' stationary factor more often and rescale sums more often.
+    By the schedule, the rows of one matrix unit of 128 x 128, or twice those of one of 256 x 256: fewer load its stationary
+    factor too often, more spill the running sums.
     """
     if is_decode:
-        return num_queries, num_keys
+        return num_queries
     width = pltpu.get_tpu_info().mxu_column_size if is_for_chip() else 128
-    # A tile with few tokens, or a group that is no power of two, is taken whole.
-    return width if num_queries % width == 0 else num_queries, min(4 * width, num_keys)
+    sizes = (width,) if width == 128 else (2 * width, width)
+    # A tile with few tokens, or a group that is no power of two, may be taken whole.
+    return next((size for size in sizes if num_queries % size == 0), num_queries)
 
 
 def is_for_chip() -> bool:

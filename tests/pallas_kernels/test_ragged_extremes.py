@@ -34,7 +34,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(interpreter, "PARAMS", pltpu.InterpretParams(detect_races=True))
     monkeypatch.setattr(tuned, "query_tile", lambda: 16)
     monkeypatch.setattr(tuned, "chunk", lambda token_bytes, is_decode: 128)
-    monkeypatch.setattr(tuned, "block", lambda num_queries, num_keys, is_decode: (num_queries // 2 or 1, num_keys))
+    monkeypatch.setattr(tuned, "block", lambda num_queries, is_decode: num_queries // 2 or 1)
     for name in ("DECODE_CHUNK", "TILE_CHUNK"):
         monkeypatch.setattr(xla, name, 64)
     monkeypatch.setattr(xla, "QUERY_TILE", 16)
