@@ -2,11 +2,14 @@
 """Does the simulator say what the engine does? The same requests through both, under several policies.
 
     python scripts/agreement.py tiny
-    python scripts/agreement.py tiny --requests 200 --load 0.7 --policies fcfs,priority,sarathi
+    python scripts/agreement.py tiny --requests 200 --load 2 --policies fcfs,priority,sarathi
 
 The cost model is fitted to other steps (the scenes of calibrate.py), half of them before the requests run and half of them
 after, so that both have seen the same machine. Requests arrive at random, at `--load` of the rate at which the simulator can
-serve them. Wanted: throughput and median time to the first token within 15 %, and the policies in the same order.
+serve them: well above 1, so that policies differ, and a few per cent of speed do not decide whether there is a queue at all.
+The engine runs each policy `--repeats` times, in turns; medians are compared. Wanted: throughput and median time to the
+first token within 15 %, and the policies in the same order. Besides, the simulator is given the instants at which the real
+steps ended: then it must make the very plans of the engine.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import dataclasses
 import itertools
 import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -37,7 +41,7 @@ from jaxserve.scheduler.make import make_policy  # noqa: E402
 from jaxserve.scheduler.policy import Policy  # noqa: E402
 from jaxserve.sim.call import Call, Span, Workload, make_workload  # noqa: E402
 from jaxserve.sim.lengths import Lognormal, arrivals  # noqa: E402
-from jaxserve.sim.live import LatchedClock, LiveReplica  # noqa: E402
+from jaxserve.sim.live import LatchedClock, LiveReplica, RepeatedReplica  # noqa: E402
 from jaxserve.sim.replica import Replica, ReplicaSpec  # noqa: E402
 from jaxserve.sim.report import report  # noqa: E402
 from jaxserve.sim.run import run_on  # noqa: E402
@@ -46,12 +50,18 @@ SHOWN = ("requests_per_s", "output_tokens_per_s", "ttft_s", "tpot_s", "latency_s
 
 
 def workload(count: int, rate: float, built: Built, seed: int) -> Workload:
-    """Prompts and answers of all lengths, three priorities."""
+    """Prompts and answers of all lengths, three priorities; of five clients one asks most, for few long programs."""
     rng, longest = random.Random(seed), built.max_model_len
     prompt, answer = Lognormal(longest // 12, 0.9, most=longest // 2), Lognormal(longest // 40, 0.7, most=longest // 4)
+
+    def asker() -> str:
+        return "heavy" if rng.random() < 0.6 else f"light {rng.randrange(4)}"
+
     calls = [
         Call(
             call_id=str(index),
+            client=(client := asker()),
+            program=f"{client} {rng.randrange(3 if client == 'heavy' else 8)}",
             prompt=tuple(Span(rng.randrange(1, built.model.vocab_size), 1) for _ in range(prompt.draw(rng))),
             output_tokens=answer.draw(rng),
             arrival_s=arrival_s,
@@ -103,8 +113,9 @@ def policy_of(name: str, built: Built, cost: CostModel) -> Policy:
     return make_policy(name, cost=cost, rungs=built.executor.capacity().token_rungs)
 
 
-def real(policy: Policy, built: Built, spec: ReplicaSpec, calls: Workload) -> dict[str, Any]:
-    """Through a real engine of its own, over the executor that there is."""
+def real(name: str, built: Built, spec: ReplicaSpec, calls: Workload) -> tuple[dict[str, Any], bool]:
+    """Through a real engine of its own, over the executor that there is; and whether its plans can be repeated."""
+    policy = policy_of(name, built, spec.cost)
     clock, capacity = Clock(), built.executor.capacity()
     store = KVStore(capacity.num_blocks, capacity.block_size, caching=spec.caching)
     engine = Engine(
@@ -116,7 +127,21 @@ def real(policy: Policy, built: Built, spec: ReplicaSpec, calls: Workload) -> di
         max_model_len=built.max_model_len,
         overlap=spec.overlap,
     )
-    return report(run_on([LiveReplica(0, spec, engine, built.executor, clock)], calls, knows_lengths=True))
+    is_so = report(run_on([LiveReplica(0, spec, engine, built.executor, clock)], calls, knows_lengths=True))
+    replica = RepeatedReplica(0, spec, policy_of(name, built, spec.cost), clock.instants)
+    again = report(run_on([replica], calls, knows_lengths=True))
+    return is_so, again["schedule_digest"] == is_so["schedule_digest"]
+
+
+def median(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of each figure that is shown."""
+
+    def middle(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: middle([value[key] for value in values]) for key in values[0]}
+        return statistics.median(values)
+
+    return {figure: middle([each[figure] for each in reports]) for figure in SHOWN}
 
 
 def simulated(policy: Policy, spec: ReplicaSpec, calls: Workload) -> dict[str, Any]:
@@ -128,9 +153,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--requests", type=int, default=200, metavar="N")
-    parser.add_argument("--load", type=float, default=0.7, metavar="X", help="of what the simulator can serve")
-    parser.add_argument("--policies", default="fcfs,priority,sarathi", metavar="NAMES")
-    parser.add_argument("--scenes", type=int, default=24, metavar="N", help="fitted to, all of them (default: 24)")
+    parser.add_argument("--load", type=float, default=6.0, metavar="X", help="of what the simulator can serve")
+    parser.add_argument("--policies", default="fcfs,plas,priority", metavar="NAMES")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of the real runs (default: 3)")
+    parser.add_argument("--scenes", type=int, default=36, metavar="N", help="fitted to, all of them (default: 36)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="all figures as JSON")
     parser.add_argument("--cpu-time", action="store_true", help=calibrate.CPU_TIME)
     add_engine_flags(parser)
@@ -159,13 +185,17 @@ def main(argv: list[str] | None = None) -> int:
     ]
     calls = workload(args.requests, args.load * most, built, config.seed)
     print(f"{args.requests} requests at {args.load * most:.2f} a second, {args.load:.0%} of what can be served")
-    reals = {name: real(policy_of(name, built, rough.cost), built, rough, calls) for name in names}
+    real(names[0], built, rough, calls)  # what only a first time costs
+    turns = [names[turn % len(names) :] + names[: turn % len(names)] for turn in range(args.repeats)]
+    runs = [{name: real(name, built, rough, calls) for name in turn} for turn in turns]
     calibrate.observe(notes, made, built, config, range(half, 2 * half))
     spec = dataclasses.replace(rough, cost=fitted())
     # Policies that ask a cost model ask the same one in both, or they would not decide alike.
     told = {name: simulated(policy_of(name, built, rough.cost), spec, calls) for name in names}
-    pairs = {name: (reals[name], told[name]) for name in names}
+    pairs = {name: (median([run[name][0] for run in runs]), told[name]) for name in names}
+    repeated = [is_same for run in runs for _, is_same in run.values()]
     print("\n".join(lines(pairs)))
+    print(f"runs whose plans the simulator repeats, given their instants: {sum(repeated)} of {len(repeated)}")
     if args.output:
         args.output.write_text(json.dumps(pairs, indent=2) + "\n")
     return 0

@@ -103,7 +103,8 @@ def _overlapped(model: CostModel, samples: Sequence[Sample]) -> CostModel:
     told = np.array([(model.device_s(s.work), model.host_s(s.work), s.period_s) for s in samples])
     longer, shorter, period = told[:, :2].max(1), told[:, :2].min(1), told[:, 2]
     hidden = float(np.clip(np.median((longer + shorter - period) / np.maximum(shorter, 1e-12)), 0.0, 1.0))
-    factor = float(np.median(period / (longer + (1 - hidden) * shorter)))
+    # Of sums, so that a stream of steps takes as long as it did: single errors are not spread evenly about 0.
+    factor = float(period.sum() / (longer + (1 - hidden) * shorter).sum())
     return scaled(dataclasses.replace(model, hidden=hidden), factor)
 
 
