@@ -19,9 +19,7 @@ from jaxserve.scheduler.policy import Policy, View
 class Lpm(Policy):
     """Admit by length of the cached prefix, then by arrival. Nobody starves: now and then it is the turn of the oldest."""
 
-    patience_s: float = (
-        10.0  # whoever has waited longest, and longer than this, goes first: one of them in so much time
-    )
+    patience_s: float = 10.0  # whoever has waited longest, and so long, goes first: one in so much time
     window: int = 128  # how many of those that have waited longest are compared; a look-up takes about 0.5 us
     _turn_s: float = dataclasses.field(default=-math.inf, init=False)  # when one was let through last
     _oldest: View | None = dataclasses.field(default=None, init=False)  # who is let through next
