@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jaxserve.config import EngineConfig, reject_unknown
 from jaxserve.cost import files
-from jaxserve.cost.roofline import of_chip
+from jaxserve.cost.here import of_device
 from jaxserve.errors import CapacityError, ConfigError
 from jaxserve.memory import room
 from jaxserve.models.config import ModelConfig
@@ -25,19 +25,17 @@ def replica_specs(
     compiles: bool = False,
 ) -> list[ReplicaSpec]:
     """Equal replicas that share `num_devices` of a chip evenly. A replica's devices share heads, feed-forward columns and
-    vocabulary, unless the options give them other sizes.
+    vocabulary, unless the options give them other sizes. Without a file, this machine's CPU is known only roughly.
 
     Raises:
       CapacityError: the model does not fit.
-      ConfigError: the chip is unknown, devices cannot be shared so, or this machine has no cost model.
+      ConfigError: the chip is unknown, or devices cannot be shared so.
     """
     from jaxserve.memory.plan import lay_out  # not at the top: it imports jax
     from jaxserve.sharding.mesh import Parallel
 
     reject_unknown([chip], [*CHIPS, HERE], what="chip")
     told = None if cost_file is None else files.load(cost_file)
-    if chip == HERE and told is None:
-        raise ConfigError("nothing is known of the speed of this machine", remedy="Fit it with scripts/calibrate.py")
     each, rest = divmod(num_devices, num_replicas)
     if rest or not each:
         raise ConfigError(f"{num_devices} devices cannot be shared evenly by {num_replicas} replicas")
@@ -52,9 +50,10 @@ def replica_specs(
     plan = lay_out(config, cfg, where, Parallel(data=1, tensor=tensor, sequence=sequence, expert=expert))
     if plan.problem:
         raise CapacityError(f"on {each} x {chip}: {plan.problem}", remedy=plan.remedy)
-    cost = told or of_chip(
-        chip,
-        cfg,
+    cost = told or of_device(
+        where.kind,
+        where.platform,
+        plan.cfg,
         tensor=tensor,
         expert=expert,
         sequence=sequence,

@@ -94,6 +94,11 @@ def test_a_fitted_cost_model_is_used(cli, tmp_path: Path):
     assert facts["tbt_s"]["p50"] == pytest.approx(1e-3, rel=0.01)
 
 
+def test_this_machine_is_known_roughly(cli):
+    done = cli("--model", "tiny", "--chip", "here", *SHORT, "--programs", "4", "--num-kv-blocks", "64")
+    assert done.code == 0 and done.out.startswith("tiny on 1 x here x 1: 64 blocks"), done.err
+
+
 def test_ctrl_c_leaves_a_partial_report(cli, monkeypatch):
     def interrupted(*args, watch, **options):
         def stop(ended, now_s):
@@ -131,7 +136,6 @@ def test_ctrl_c_leaves_a_partial_report(cli, monkeypatch):
         (("--chip", "h100"), "give either --trace FILE or --workload NAME"),
         (("--chip", "h100", *SHORT, "--trace", "x"), "give either --trace FILE or --workload NAME"),
         (SHORT, "give a --chip, or --cost-model FILE"),
-        (("--chip", "here", *SHORT), "nothing is known of the speed of this machine"),
         (("--chip", "v5e", *SHORT), "on 1 x v5e: the weights need 15.0 GiB"),
         (
             ("--chip", "h100", *SHORT, "--devices", "3", "--replicas", "2"),
