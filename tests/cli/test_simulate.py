@@ -95,7 +95,7 @@ def test_a_fitted_cost_model_is_used(cli, tmp_path: Path):
 
 
 def test_this_machine_is_known_roughly(cli):
-    done = cli("--model", "tiny", "--chip", "here", *SHORT, "--programs", "4", "--num-kv-blocks", "64")
+    done = cli("simulate", "--model", "tiny", "--chip", "here", *SHORT, "--programs", "4", "--num-kv-blocks", "64")
     assert done.code == 0 and done.out.startswith("tiny on 1 x here x 1: 64 blocks"), done.err
 
 
