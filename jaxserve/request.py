@@ -205,6 +205,30 @@ def check_priority(priority: Any) -> None:
         raise RequestError(f"priority={priority!r:.40} must be a number; smaller goes first")
 
 
+def check_meta(request: Request) -> None:
+    """Refuse what scheduling policies could not use.
+
+    Raises:
+      RequestError: a name that is no text, a priority or deadline that is no number, or a pin without tokens.
+    """
+    check_priority(request.priority)
+    for name in ("client", "program", "stage", "pin"):
+        if not isinstance(getattr(request, name), str):
+            raise RequestError(f"{name}={getattr(request, name)!r:.60} must be a text")
+    parents = None if isinstance(request.parents, str) else _listed(request.parents)
+    if parents is None or not all(isinstance(parent, str) for parent in parents):
+        raise RequestError(f"parents={request.parents!r:.60} must be a list of request ids")
+    deadline = request.deadline_s
+    is_number = isinstance(deadline, (int, float)) and not isinstance(deadline, bool)
+    if deadline is not None and not (is_number and deadline >= 0):  # NaN is not, either
+        raise RequestError(f"deadline_s={deadline!r:.40} must be a number of seconds, 0 or more")
+    pinned = request.pin_tokens
+    if not isinstance(pinned, int) or isinstance(pinned, bool) or pinned < 0:
+        raise RequestError(f"pin_tokens={pinned!r:.40} must be a whole number, 0 or more")
+    if pinned > len(request.prompt_token_ids) or (pinned and not request.pin):
+        raise RequestError(f"pin_tokens={pinned} needs a name (pin) and a prompt of at least so many tokens")
+
+
 def check_tokens(request: Request, vocab_size: int, max_model_len: int) -> None:
     """Refuse what can never be served, before it reaches the scheduler.
 
@@ -230,6 +254,6 @@ def check_tokens(request: Request, vocab_size: int, max_model_len: int) -> None:
     held_back = len(request.eos_token_ids) + len(params.stop_token_ids) + len(request.bad_word_ids)
     if not all(request.bad_word_ids):
         raise RequestError("a bad word has no tokens, so it cannot be held back")
-    check_priority(request.priority)
+    check_meta(request)
     if held_back > MAX_BANNED:
         raise RequestError(f"{held_back} stop tokens and bad words together; at most {MAX_BANNED} are supported")

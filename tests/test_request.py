@@ -136,7 +136,8 @@ def test_options_cannot_be_changed_afterwards():
 
 
 def check(ids, **options) -> None:
-    fields = {k: options.pop(k) for k in ("task", "bad_word_ids", "eos_token_ids", "priority") if k in options}
+    names = {field.name for field in dataclasses.fields(Request)}
+    fields = {name: options.pop(name) for name in list(options) if name in names}
     request = Request(request_id="r", prompt_token_ids=tuple(ids), params=SamplingParams(**options), **fields)
     check_tokens(request, vocab_size=10, max_model_len=8)
 
@@ -167,6 +168,16 @@ def test_a_prompt_without_answer_may_fill_the_context(task):
         ([1], {"bad_word_ids": ((1,), ())}, "a bad word has no tokens"),
         ([1], {"priority": "high"}, "priority='high' must be a number"),
         ([1], {"priority": NAN}, "priority=nan must be a number"),
+        ([1], {"client": 3}, "client=3 must be a text"),
+        ([1], {"program": None}, "program=None must be a text"),
+        ([1], {"parents": "a"}, "parents='a' must be a list"),
+        ([1], {"parents": (1,)}, r"parents=\(1,\) must be a list"),
+        ([1], {"deadline_s": -1.0}, "deadline_s=-1.0 must be a number of seconds"),
+        ([1], {"deadline_s": NAN}, "deadline_s=nan must be a number of seconds"),
+        ([1], {"deadline_s": True}, "deadline_s=True must be a number of seconds"),
+        ([1], {"pin": "a", "pin_tokens": 1.5}, "pin_tokens=1.5 must be a whole number"),
+        ([1], {"pin": "a", "pin_tokens": 2}, "pin_tokens=2 needs a name"),
+        ([1, 1], {"pin_tokens": 1}, "pin_tokens=1 needs a name"),
     ],
 )
 def test_a_request_that_can_never_be_served_is_refused(ids, options, message):

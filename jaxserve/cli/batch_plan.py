@@ -102,6 +102,6 @@ def _savings(groups: Sequence[Group], num_tokens: int) -> str:
     num_spared = sum(group.num_shared * (len(group.members) - 1) for group in shared)
     num_prompts = sum(len(group.members) for group in groups)
     return (
-        f"{num_prompts} prompts, {len(shared)} groups that begin alike: "
+        f"{num_prompts} prompts, groups that begin alike: {len(shared)}; "
         f"{num_spared:,} of {num_tokens:,} prompt tokens are shared"
     )

@@ -32,7 +32,7 @@ def test_prompts_that_begin_alike_start_together_and_are_unpinned_at_the_end(bat
     assert len(pins) == 12
     assert [tokens for (_, tokens), _ in itertools.groupby(pins)] == [32, 64, 32], "most written per token first"
     assert sorted(fake_llm.last.unpinned) == sorted({name for name, _ in pins})
-    assert "15 prompts, 3 groups that begin alike: 384 of " in batch.done.err
+    assert "15 prompts, groups that begin alike: 3; 384 of " in batch.done.err
 
 
 @pytest.mark.parametrize("options", [["--scheduling-policy", "fcfs"], ["--no-enable-prefix-caching"]])
