@@ -15,8 +15,9 @@ from jaxserve.step import BlockSwap
 class HostTier:
     """Which block of host memory holds a copy of what."""
 
-    def __init__(self, num_blocks: int, block_size: int):
-        self.store = KVStore(num_blocks, block_size)
+    def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True):
+        """`caching`: whether copies are found by their content, too, and not only by whom they wait for."""
+        self.store = KVStore(num_blocks, block_size, caching=caching)
 
     def park(
         self, seq_id: str, tokens: Sequence[int], namespace: str, table: Sequence[int], replica: int

@@ -45,7 +45,7 @@ class KVStore:
     def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True, order: Order = least_recently_used):
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._caching = caching
+        self.caching = caching
         self._order = order
         self._tree = PrefixTree(block_size)
         self._tables: dict[str, _Table] = {}
@@ -95,7 +95,7 @@ class KVStore:
         if last is not None and last.node.version == last.version and last.limit == limit:
             return last
         start = self._tree.root(namespace) if last is None else last.node
-        end = self._tree.end(start, tokens, min(limit, len(tokens))) if self._caching else start
+        end = self._tree.end(start, tokens, min(limit, len(tokens))) if self.caching else start
         return Mark(end.depth * self.block_size, end, end.version, limit)
 
     def num_idle(self, mark: Mark) -> int:
@@ -151,7 +151,7 @@ class KVStore:
         device runs them before any later write to it.
         """
         table = self._tables[seq_id]
-        if not self._caching:
+        if not self.caching:
             return
         num_tokens = len(tokens) if num_tokens is None else num_tokens
         full = min(num_tokens // self.block_size, len(table.blocks))
@@ -230,7 +230,7 @@ class KVStore:
                 raise InvariantError(f"block {node.block} is held but its prefix block {parent.block} is not")
 
     def _match(self, tokens: Sequence[int], namespace: str, limit: int) -> list[Node]:
-        return self._tree.match(namespace, tokens, min(limit, len(tokens))) if self._caching else []
+        return self._tree.match(namespace, tokens, min(limit, len(tokens))) if self.caching else []
 
     def _node_at(self, table: _Table, num_blocks: int) -> Node | None:
         """The tree node of a table's `num_blocks`-th registered block, by walking up from its tail."""

@@ -32,7 +32,8 @@ class Replica:
     def __init__(self, index: int, store: KVStore, capacity: Capacity, swap_rule: SwapRule):
         self.index = index
         self.store = store
-        self.host = HostTier(capacity.num_host_blocks, store.block_size) if capacity.num_host_blocks else None
+        size, num_copies = store.block_size, capacity.num_host_blocks
+        self.host = HostTier(num_copies, size, caching=store.caching) if num_copies else None
         self.running: list[Sequence] = []  # in order of admission
         self.arriving: list[tuple[Sequence, list[BlockSwap]]] = []  # of those: whose blocks are on their way
         self._swap_outs: list[BlockSwap] = []  # for the next plan
