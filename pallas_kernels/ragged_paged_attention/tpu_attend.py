@@ -287,8 +287,8 @@ def _absorb(head: int, slot, lead, scratch: _Scratch, key_scale, shape: Shape) -
         q_qw, ahead_ql = scratch.q_kqw[head, blocks[index]], scratch.ahead_ql[blocks[index]]
         scores_qc = _score(_dot(q_qw, kv_cd[:, : shape.width], 1), key_scale, shape.options)
         seen = [_mask(scores_qc[:, at], ahead_ql, lead - at.start, shape.options) for at in lanes]
-        for at, scores_ql in zip(lanes, seen, strict=True):
-            scratch.scores_1qc[index % 2][stored, :, at] = scores_ql
+        for at, scores_ql in zip(lanes, seen, strict=True):  # the last block may have fewer rows
+            scratch.scores_1qc[index % 2][stored, : scores_ql.shape[0], at] = scores_ql
         return functools.reduce(jnp.maximum, seen)
 
     following_ql = score(0)
@@ -298,7 +298,8 @@ def _absorb(head: int, slot, lead, scratch: _Scratch, key_scale, shape: Shape) -
             following_ql = score(index + 1)
         before_ql = scratch.top_kql[at]
         top_ql = jnp.maximum(before_ql, jnp.max(most_ql, axis=1, keepdims=True))
-        weights = [jnp.exp2(scratch.scores_1qc[index % 2][loaded, :, lane] - top_ql) for lane in lanes]
+        scores_qc = scratch.scores_1qc[index % 2].at[loaded, : before_ql.shape[0]]
+        weights = [jnp.exp2(scores_qc[:, lane] - top_ql) for lane in lanes]
         shrink_ql = jnp.exp2(before_ql - top_ql)
         added_qw = _dot(jnp.concatenate(weights, axis=1).astype(shape.dot_dtype), kv_cd[:, -shape.width :], 0)
         scratch.top_kql[at] = top_ql
