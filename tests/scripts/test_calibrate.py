@@ -97,7 +97,7 @@ def test_the_scripts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     told = tmp_path / "told.json"
     options = ["--scenes", "8", "--requests", "20", "--policies", "fcfs", "-o", str(told)]
     assert agreement.main(["tiny", *SMALL, *options]) == 0
-    assert "simulated" in capsys.readouterr().out
+    assert "given their instants: 3 of 3" in capsys.readouterr().out
     for real, simulated in json.loads(told.read_text()).values():
-        assert real["calls_ended"] == simulated["calls_ended"] == 20
+        assert real["requests_per_s"] > 0 and simulated["calls_ended"] == 20
         assert real["output_tokens"] == simulated["output_tokens"]

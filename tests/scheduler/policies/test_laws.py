@@ -82,7 +82,7 @@ class Run:
         self.rng, self.config, self.holds_back = random.Random(seed), config, name in HOLD_BACK
         self.rig = make_engine(policy=name, max_model_len=MAX_MODEL_LEN, **config)
         self.requests = random_requests(self.rng, count)
-        self.outputs, self.cut_short = {}, set()
+        self.outputs, self.cut_short, self.was_idle = {}, set(), False
         self.failing, self.step_s = failing, self.rng.choice((0.0, 0.1, 3.0))  # slow steps: patience ends
         self._watch_admissions()
 
@@ -92,9 +92,9 @@ class Run:
 
         def watched(drafts, now_s):
             misfits.clear()
-            num_displaced = scheduler.counters.displaced
+            num_preempted = scheduler.counters.preemptions
             admit(drafts, now_s)
-            if not self.holds_back and scheduler.counters.displaced == num_displaced:  # else its quota has room again
+            if not self.holds_back and scheduler.counters.preemptions == num_preempted:  # else a quota has room again
                 self._check_nobody_could_have_come(drafts, misfits)
 
         def noted(view, now_s):
@@ -144,9 +144,10 @@ class Run:
         has_work, fails = rig.engine.has_work, bool(rig.executor.fail_next)
         self._take(rig.step())
         rig.clock.advance(self.step_s)
-        assert not has_work or was_busy or fails or len(rig.executor.plans) > num_plans, (
-            "nothing runs, though somebody waits"
-        )
+        # Who displaced all others may itself have to wait for a step.
+        is_idle = has_work and not (was_busy or fails or len(rig.executor.plans) > num_plans)
+        assert not (is_idle and self.was_idle), "nothing runs, though somebody waits"
+        self.was_idle = is_idle
         for plan in rig.executor.plans[num_plans:]:
             for load in plan.loads:
                 is_within = load.num_tokens <= self.config["budget"] or load.num_tokens == load.num_rows
