@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     spec = dataclasses.replace(rough, cost=fitted())
     # Policies that ask a cost model ask the same one in both, or they would not decide alike.
     told = {name: simulated(policy_of(name, built, rough.cost), spec, calls) for name in names}
-    pairs = {name: (median([run[name][0] for run in runs]), told[name]) for name in names}
+    pairs = {name: (runs[0][name][0] | median([run[name][0] for run in runs]), told[name]) for name in names}
     repeated = [is_same for run in runs for _, is_same in run.values()]
     print("\n".join(lines(pairs)))
     print(f"runs whose plans the simulator repeats, given their instants: {sum(repeated)} of {len(repeated)}")
