@@ -235,7 +235,8 @@ class Scheduler:
         if count <= 0 or sequence.state is not State.RUNNING or (sequence.needs_host and sequence.num_pending):
             return False
         while not replica.store.grow(sequence.seq_id, sequence.num_computed + count):
-            others = [s for s in self._movable(replica, draft) if s is not sequence]
+            drafted = {each.seq_id for each, _ in draft.entries}
+            others = [s for s in _movable(replica) if s is not sequence and s.seq_id not in drafted]
             if others:
                 victim = self._policy.victim([s.view for s in others], now_s)
                 self._preempt(self._sequences[victim.seq_id], now_s)
@@ -246,18 +247,6 @@ class Scheduler:
         if sequence.num_computed < sequence.num_prompt or count > 1:
             self._policy.charge(sequence.view, count, 0)
         return True
-
-    def _movable(self, replica: Replica, draft: Draft) -> list[Sequence]:
-        """Who may lose their blocks: nobody who is drafted, or whose blocks are not all in the pool yet."""
-        drafted = {sequence.seq_id for sequence, _ in draft.entries}
-        return [
-            sequence
-            for sequence in replica.running
-            if sequence.num_left
-            and sequence.seq_id not in drafted
-            and sequence.state is State.RUNNING
-            and not replica.has_landed(sequence)
-        ]
 
     def _chunk(self, draft: Draft, sequence: Sequence) -> int:
         """How many tokens of a prompt go into this step."""
@@ -325,7 +314,7 @@ class Scheduler:
 
     def _make_room(self, replica: Replica, draft: Draft, sequence: Sequence, shortage: int, now_s: float) -> bool:
         """Let the policy throw out running sequences for a waiting one. All that it takes go, or none."""
-        left = [s for s in replica.running if s.state is State.RUNNING and s.num_left and not replica.has_landed(s)]
+        left = _movable(replica)
         gone, num_freed = list[Sequence](), 0
         while not gone or num_freed < shortage:
             victim = self._policy.displaced(sequence.view, [s.view for s in left], now_s) if left else None
@@ -393,3 +382,8 @@ class Scheduler:
         account.preemptions += 1
         account.num_running -= 1
         self._policy.on_preempt(sequence.view, now_s)
+
+
+def _movable(replica: Replica) -> list[Sequence]:
+    """Who may lose their blocks: nobody whose blocks are not all in the pool yet, or who needs no more steps."""
+    return [s for s in replica.running if s.state is State.RUNNING and s.num_left and not replica.has_landed(s)]

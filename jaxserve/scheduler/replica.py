@@ -112,8 +112,7 @@ class Replica:
         self._free_slots.append(sequence.slot)
         if sequence.state is State.ARRIVING:
             self.arriving = [(each, swaps) for each, swaps in self.arriving if each is not sequence]
-            sequence.num_parked = 0
-            self._let_go_of_copies(sequence)
+            self.forget(sequence)
         sequence.slot, sequence.seat = -1, None
         sequence.marks.clear()  # more of it may come from the cache now: what was scored need not be computed again
 
