@@ -93,9 +93,11 @@ class Run:
         def watched(drafts, now_s):
             misfits.clear()
             num_preempted = scheduler.counters.preemptions
+            # Their prompt may come back from host memory right now, behind them in the order; they follow a step later.
+            orphans = {view.seq_id for view in scheduler.waiting if scheduler._sequences[view.seq_id].awaits_parent}
             admit(drafts, now_s)
             if not self.holds_back and scheduler.counters.preemptions == num_preempted:  # else a quota has room again
-                self._check_nobody_could_have_come(drafts, misfits)
+                self._check_nobody_could_have_come(drafts, misfits, orphans)
 
         def noted(view, now_s):
             misfits.append(view.request.client)
@@ -104,13 +106,13 @@ class Run:
         scheduler._admit = watched
         scheduler._policy = _Noting(scheduler._policy, noted)
 
-    def _check_nobody_could_have_come(self, drafts, misfits) -> None:
+    def _check_nobody_could_have_come(self, drafts, misfits, orphans) -> None:
         """Work conservation: with tokens and a slot to spare, whoever still waits has to, or others of its client do."""
         scheduler, quota = self.rig.scheduler, self.config.get("client_quota")
         vacant = [r for d, r in zip(drafts, scheduler.replicas, strict=True) if d.may_admit and r.has_slot]
         for view in scheduler.waiting if vacant else ():
             sequence = scheduler._sequences[view.seq_id]
-            if sequence.num_pending or not sequence.wants_more or sequence.awaits_parent:
+            if sequence.num_pending or not sequence.wants_more or sequence.awaits_parent or view.seq_id in orphans:
                 continue
             if quota and scheduler.accounts.of(view.request.client).num_running >= quota:
                 continue
