@@ -128,14 +128,13 @@ class Chromium:
             raise PageError(details.get("exception", {}).get("description") or details["text"])
         return result["result"].get("value")
 
-    def until(self, script: str, timeout_s: float = 10.0) -> Any:
-        """Wait until an expression is true, and return it."""
+    def until(self, script: str, timeout_s: float = 10.0) -> None:
+        """Wait until an expression is true, as JavaScript sees it."""
         end_s = time.monotonic() + timeout_s
-        while not (value := self.run(script)):
+        while not self.run(f"Boolean({script})"):
             if time.monotonic() > end_s:
                 raise PageError(f"never came true: {script}\n{self.run('document.body.innerText')}")
             time.sleep(0.03)
-        return value
 
     def text(self, selector: str) -> str:
         """What stands in the first element of a CSS selector."""

@@ -130,13 +130,14 @@ function take(piece, shown, timing) {
 /** How an answer went, in words. Without the server's count (it comes last) pieces stand for tokens. */
 function facts({ sent, first, last, pieces, usage, finish }, ended = null) {
   const tokens = usage?.completion_tokens ?? pieces;
+  if (!pieces && !usage) return ended === "stopped" ? [ended] : [];
   const list = [`${usage ? "" : "about "}${count(tokens, "token")}`];
   if (tokens > 1 && last > first) list.push(`${figure(((tokens - 1) / (last - first)) * 1000)} tokens/s`);
   if (first !== null) list.push(`first after ${duration((first - sent) / 1000)}`);
   const cached = usage?.prompt_tokens_details?.cached_tokens;
   if (cached) list.push(`${cached} of ${usage.prompt_tokens} prompt tokens cached`);
-  if (ended) list.push(ended);
-  else if (finish === "length") list.push("cut at most tokens");
+  if (ended === "stopped") list.push(ended);
+  else if (finish === "length") list.push("cut at max tokens");
   else if (finish && finish !== "stop") list.push(finish);
   return list;
 }

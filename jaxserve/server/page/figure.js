@@ -1,7 +1,7 @@
 // Numbers as people read them.
 
 /** A rate: one digit after the point while it is small. */
-export const figure = (value) => (value >= 100 || value === 0 ? value.toFixed(0) : value.toFixed(1));
+export const figure = (value) => value.toFixed(value > 0 && value < 10 ? 1 : 0);
 
 /** A time given in seconds. */
 export function duration(seconds) {

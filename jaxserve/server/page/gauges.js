@@ -1,15 +1,15 @@
-// The figures of now, and a line of the last two minutes.
+// The figures of now, and a line of the last minute.
 
 import { figure } from "./figure.js";
 
 const by = (id) => document.getElementById(id);
-const LENGTH = 120; // points of the line, one for each reading
+const LENGTH = 60; // points of the line, one for each reading
 const rates = [];
 
 /** Show a reading of /stats. */
 export function show(stats) {
-  by("rate").textContent = stats.output_tokens_per_s === null ? "–" : figure(stats.output_tokens_per_s);
-  by("prompt-rate").textContent = stats.prompt_tokens_per_s === null ? "–" : figure(stats.prompt_tokens_per_s);
+  rate("rate", stats.output_tokens_per_s);
+  rate("prompt-rate", stats.prompt_tokens_per_s);
   by("running").textContent = stats.running;
   by("waiting").textContent = stats.waiting;
   share("kv", stats.kv_share);
@@ -24,6 +24,10 @@ export function blank() {
   share("hits", null);
 }
 
+function rate(id, value) {
+  by(id).textContent = value === null ? "–" : figure(value);
+}
+
 function share(id, value) {
   const percent = value === null ? 0 : value * 100;
   by(id).textContent = value === null ? "–" : `${percent > 0 && percent < 10 ? percent.toFixed(1) : percent.toFixed(0)} %`;
@@ -31,14 +35,14 @@ function share(id, value) {
   by(`${id}-bar`).firstElementChild.style.width = `${percent}%`;
 }
 
-/** A path over the box of 120 x 40, newest on the right; the highest point of the time shown touches the top. */
+/** A path over the box of 60 x 40, newest on the right; the highest point of the time shown touches the top. */
 function draw(rate) {
   rates.push(rate);
   if (rates.length > LENGTH) rates.shift();
   const top = Math.max(1, ...rates);
   const points = rates.map((value, i) => `${LENGTH - rates.length + i + 1},${(38 - (value / top) * 36).toFixed(2)}`);
   const line = `M${points.join("L")}`;
-  const [area, stroke] = by("spark").children;
+  const [, area, stroke] = by("spark").children;
   stroke.setAttribute("d", line);
   area.setAttribute("d", `${line}L${LENGTH},40L${LENGTH - rates.length + 1},40Z`);
 }

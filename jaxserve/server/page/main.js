@@ -47,7 +47,7 @@ async function read() {
     if (error.status === 401) {
       model.disabled = true;
       chat.ready(false);
-      say("bad", key.get() ? "this key is not known" : "needs an API key");
+      say("bad", key.get() ? "unknown API key, see Options" : "enter an API key, see Options");
       return; // until the key changes
     }
     say("bad", error.message);

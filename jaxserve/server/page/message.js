@@ -1,12 +1,7 @@
 // One message on the screen. A model's text only ever becomes text nodes: nothing in it can become an element.
 
-/** An element with a class and a text. */
-export function make(tag, name = "", text = "") {
-  const element = document.createElement(tag);
-  if (name) element.className = name;
-  if (text) element.textContent = text;
-  return element;
-}
+import { button, make } from "./make.js";
+import { Text } from "./text.js";
 
 /** What the user has sent. */
 export function question(text) {
@@ -20,62 +15,57 @@ export class Answer {
   constructor(model) {
     this.element = make("article", "answer");
     this.element.setAttribute("aria-busy", "true"); // read out when it is whole, not word by word
-    this.body = make("div", "text");
-    this.tail = document.createTextNode("");
-    this.body.append(this.tail);
+    this.body = new Text();
+    this.thoughts = null;
     this.foot = make("footer");
-    this.element.append(make("h3", "unseen", `Answer of ${model}`), this.body, this.foot);
-    this.text = "";
-    this.thought = null;
+    this.element.append(make("h3", "unseen", `Answer of ${model}`), this.body.element, this.foot);
+  }
+
+  get text() {
+    return this.body.raw;
   }
 
   push(text) {
-    this.text += text;
-    this.tail.appendData(text); // appends in place: a long answer costs no more per token than a short one
+    this.body.push(text);
   }
 
   /** What a model thinks before it answers stands above it, folded. */
   think(text) {
-    if (!this.thought) {
-      const fold = make("details", "thought");
-      this.thought = document.createTextNode("");
-      const body = make("p", "text");
-      body.append(this.thought);
-      fold.append(make("summary", "", "Thoughts"), body);
-      this.element.insertBefore(fold, this.body);
+    if (!this.thoughts) {
+      this.thoughts = make("p", "text");
+      const fold = make("details", "thoughts");
+      fold.append(make("summary", "", "Thoughts"), this.thoughts);
+      this.body.element.before(fold);
     }
-    this.thought.appendData(text);
+    this.thoughts.append(text); // a string becomes a text node
   }
 
   /** Say how it went, and offer the text for copying. */
   end(facts) {
     this.element.setAttribute("aria-busy", "false");
-    if (this.text) this.foot.append(copier(() => this.text));
-    this.foot.append(make("span", "facts", facts.join(" · ")));
+    this.body.end();
+    if (this.text) this.foot.append(copier(this.text));
+    if (facts.length) this.foot.append(make("span", "facts", facts.join(" · ")));
   }
 
+  /** Say why it did not come to its end. */
   fail(sentence, retry) {
     const box = make("div", "error");
     box.setAttribute("role", "alert");
-    const again = make("button", "quiet", "Try again");
-    again.type = "button";
-    again.addEventListener("click", retry);
-    box.append(make("p", "", sentence), again);
-    this.element.insertBefore(box, this.foot);
+    box.append(make("p", "", sentence), button("quiet", "Try again", retry));
+    this.foot.before(box);
   }
 }
 
 function copier(text) {
-  const button = make("button", "quiet small", "Copy");
-  button.type = "button";
-  button.addEventListener("click", async () => {
+  const copy = button("quiet small", "Copy", async () => {
     try {
-      await navigator.clipboard.writeText(text());
-      button.textContent = "Copied";
+      await navigator.clipboard.writeText(text);
+      copy.textContent = "Copied";
     } catch {
-      button.textContent = "Not allowed"; // the clipboard needs https or localhost
+      copy.textContent = "Not allowed"; // the clipboard needs https or localhost
     }
-    setTimeout(() => (button.textContent = "Copy"), 1500);
+    setTimeout(() => (copy.textContent = "Copy"), 1500);
   });
-  return button;
+  return copy;
 }

@@ -1,7 +1,7 @@
 // The last requests, newest first: who asked, what became of it, and a bar of where its time went.
 
 import { count, duration } from "./figure.js";
-import { make } from "./message.js";
+import { make } from "./make.js";
 
 const list = document.getElementById("requests");
 const none = document.getElementById("no-requests");
