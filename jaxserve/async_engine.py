@@ -91,6 +91,11 @@ class AsyncEngine:
         return len(self._streams)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether nothing but a new engine can help."""
+        return self._has_ended and not self._is_leaving
+
+    @property
     def failure(self) -> str:
         """Why the engine takes no requests any more; empty while it does."""
         return self._closed
