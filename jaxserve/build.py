@@ -54,6 +54,21 @@ class Built:
     max_model_len: int
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
+    def metrics(self) -> dict[str, Any]:
+        """What the engine is and has done: the facts, token counts, padding, compilations, clients."""
+        scheduler, pipeline = self.engine.scheduler, self.engine.pipeline
+        return self.facts | {
+            **dataclasses.asdict(scheduler.counters),
+            "computed_tokens": pipeline.computed_tokens,
+            "padded_tokens": pipeline.padded_tokens,
+            "failed_steps": self.engine.failed_steps,
+            **self.executor.metrics(),
+            "clients": scheduler.accounts.as_dict(),
+            "num_waiting": scheduler.num_waiting,
+            "num_running": scheduler.num_running,
+            "kv_blocks_held": scheduler.num_held_blocks,
+        }
+
 
 def build(
     model: str | Path, config: EngineConfig, followers: Followers | None = None, clock: Clock | None = None
