@@ -1,8 +1,8 @@
 """A pretend server for the page: OpenAI's routes over a script, so that odd cases come when a test asks for them.
 
 The last message says what happens: "slow" answers for ever, "html" with mark-up, "broken" ends with an error object in the
-stream, "cut" loses the connection, "refused" is a 400, "think" thinks first, "code" has a fenced block, "wide" cannot be wrapped; all
-else is echoed.
+stream, "cut" loses the connection, "refused" is a 400, "think" thinks first, "code" has a fenced block, "wide" cannot be
+wrapped; all else is echoed.
 """
 
 import asyncio
