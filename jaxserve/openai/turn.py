@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from jaxserve.errors import CheckpointError
@@ -46,7 +45,7 @@ class Turn:
     params: SamplingParams
     tools: ToolUse
     reasoning: str | None = None  # the parser of thoughts
-    variables: Mapping[str, Any] = MappingProxyType({})  # for the chat template
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the chat template
     continues: bool = False  # the last message is the beginning of the answer
 
     def prompt(self, tokenizer: Tokenizer) -> dict[str, Any]:
