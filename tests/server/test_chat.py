@@ -1,7 +1,6 @@
 """/v1/chat/completions through OpenAI's own client."""
 
 import asyncio
-import json
 
 import httpx
 import openai

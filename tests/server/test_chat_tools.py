@@ -5,12 +5,12 @@ from pathlib import Path
 
 import openai
 import pytest
-from tests.server.conftest import serving
-from tests.server.scripted import ScriptedEngine
 
 from jaxserve.server.app import create_app
 from jaxserve.server.config import ServerConfig
 from jaxserve.tokenizer import Tokenizer, load_tokenizer
+from tests.server.conftest import serving
+from tests.server.scripted import ScriptedEngine
 
 # The parts of Qwen's template that matter here.
 TEMPLATE = """{%- if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|end|>{% endif %}
