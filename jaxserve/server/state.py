@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.stats import Stats
 from jaxserve.tokenizer import Tokenizer
 
 
@@ -19,6 +20,17 @@ class ServerState:
     model_names: tuple[str, ...]
     engine: AsyncEngine | None = None  # until it is loaded
     started: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    stats: Stats = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stats = Stats(self.model_names[0])
+        if self.engine is not None:
+            self.serve(self.engine)
+
+    def serve(self, engine: AsyncEngine) -> None:
+        """From now on it answers."""
+        engine.listeners.append(self.stats.recent.add)
+        self.engine = engine
 
     @property
     def ready_engine(self) -> AsyncEngine:
