@@ -9,6 +9,7 @@ from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.turn import Dialect
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.stats import Stats
 from jaxserve.tokenizer import Tokenizer
 
 
@@ -21,6 +22,17 @@ class ServerState:
     engine: AsyncEngine | None = None  # until it is loaded
     started: int = dataclasses.field(default_factory=lambda: int(time.time()))
     _dialect: Dialect | None = None
+    stats: Stats = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stats = Stats(self.model_names[0])
+        if self.engine is not None:
+            self.serve(self.engine)
+
+    def serve(self, engine: AsyncEngine) -> None:
+        """From now on it answers."""
+        engine.listeners.append(self.stats.recent.add)
+        self.engine = engine
 
     @property
     def ready_engine(self) -> AsyncEngine:
