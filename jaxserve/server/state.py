@@ -2,12 +2,17 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 from starlette.requests import HTTPConnection
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
+from jaxserve.request import Request
+from jaxserve.server import limits
+from jaxserve.server.buckets import Quotas
 from jaxserve.server.config import ServerConfig
+from jaxserve.stream import Stream
 from jaxserve.tokenizer import Tokenizer
 
 
@@ -19,6 +24,36 @@ class ServerState:
     model_names: tuple[str, ...]
     engine: AsyncEngine | None = None  # until it is loaded
     started: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    is_closing: bool = False  # no more requests are taken
+    quotas: Quotas = dataclasses.field(init=False)
+    _review: Callable[[Request], Request] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.quotas = Quotas(
+            requests_per_minute=self.config.requests_per_minute,
+            tokens_per_minute=self.config.tokens_per_minute,
+            max_concurrency=self.config.max_concurrency_per_client,
+        )
+        if self.engine is not None:
+            self.serve(self.engine)
+
+    def serve(self, engine: AsyncEngine) -> None:
+        """From now on it answers."""
+        self._review = limits.review(self.config)
+        engine.listeners.append(self._charge)
+        engine.intake.reviews.append(self._review)
+        self.engine = engine
+
+    def release(self) -> None:
+        """The engine may serve others now."""
+        if self.engine is not None:
+            self.engine.listeners.remove(self._charge)
+            self.engine.intake.reviews.remove(self._review)
+            self.engine = None
+
+    def _charge(self, stream: Stream) -> None:
+        # Without keys a client is whoever it says, so all share one account.
+        self.quotas.follow(stream.request.client if self.config.has_keys else "", stream)
 
     @property
     def ready_engine(self) -> AsyncEngine:
