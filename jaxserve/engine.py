@@ -210,11 +210,12 @@ class Engine:
         return finish
 
     def _event(self, job: _Job, answer: _Answer, finish: Finish | None) -> Event:
-        output = answer.output
+        output, metrics = answer.output, job.output.metrics
+        if metrics.started_s is None:
+            metrics.started_s = answer.sequence.view.admitted_s
         if finish:
             output.finish_reason = str(finish)
             del self._by_sequence[answer.sequence.seq_id]
-            metrics = job.output.metrics
             metrics.num_cached_tokens = max(metrics.num_cached_tokens, answer.sequence.num_cached)
             metrics.num_preemptions += answer.sequence.view.num_preemptions
             if job.is_done:
