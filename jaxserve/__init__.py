@@ -4,14 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxserve.async_engine import AsyncEngine
     from jaxserve.config import EngineConfig
     from jaxserve.llm import LLM
     from jaxserve.request import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams", "__version__"]
 
-_HOMES = {"LLM": "jaxserve.llm", "EngineConfig": "jaxserve.config", "SamplingParams": "jaxserve.request"}
+_HOMES = {
+    "LLM": "jaxserve.llm",
+    "AsyncEngine": "jaxserve.async_engine",
+    "EngineConfig": "jaxserve.config",
+    "SamplingParams": "jaxserve.request",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -54,6 +54,25 @@ class Built:
     max_model_len: int
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
+    def metrics(self) -> dict[str, Any]:
+        """What the engine is and has done: `counts`, and clients."""
+        return self.counts() | {"clients": self.engine.scheduler.accounts.as_dict()}
+
+    def counts(self) -> dict[str, Any]:
+        """The facts, token counts, padding, compilations. Any thread may ask; two values may be a step apart."""
+        scheduler, pipeline = self.engine.scheduler, self.engine.pipeline
+        return self.facts | {
+            **dataclasses.asdict(scheduler.counters),
+            "computed_tokens": pipeline.computed_tokens,
+            "padded_tokens": pipeline.padded_tokens,
+            "failed_steps": self.engine.failed_steps,
+            **self.executor.metrics(),
+            "compiles": count_compiles(),
+            "num_waiting": scheduler.num_waiting,
+            "num_running": scheduler.num_running,
+            "kv_blocks_held": scheduler.num_held_blocks,
+        }
+
 
 def build(
     model: str | Path, config: EngineConfig, followers: Followers | None = None, clock: Clock | None = None

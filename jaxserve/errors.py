@@ -38,5 +38,9 @@ class DeviceError(JaxserveError):
     """A step failed on the device, for want of memory or otherwise. Requests that had begun are lost, others go on."""
 
 
+class UnavailableError(JaxserveError):
+    """The engine takes no request now: too many wait, it is shutting down, or it has failed."""
+
+
 class InvariantError(AssertionError):
     """A stateful part found its own books wrong. Always a bug in jaxserve; please report it."""

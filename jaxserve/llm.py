@@ -1,9 +1,6 @@
 """LLM: the synchronous API for notebooks, scripts and batch jobs."""
 
 import contextlib
-import dataclasses
-import itertools
-import operator
 import signal
 import threading
 from collections import deque
@@ -17,11 +14,10 @@ from tqdm import tqdm
 from jaxserve import distributed
 from jaxserve.config import EngineConfig
 from jaxserve.errors import DeviceError, RequestError
+from jaxserve.intake import Intake, Prompt, score_of
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int] | Mapping[str, Any]
 
 
 class LLM:
@@ -41,7 +37,7 @@ class LLM:
         self.config = config or EngineConfig(**engine_options)
         self._built = distributed.build(model, self.config)
         self._engine = self._built.engine
-        self._ids = itertools.count()
+        self._intake = Intake(self._built.tokenizer, self._built.model.eos_token_ids, self._engine.check)
         self._lock = threading.RLock()
         self._inboxes: dict[str, deque[Event]] = {}  # of unfinished requests: where their events go
         self._submitted: deque[Event] = deque()  # the inbox of all that came by `submit`
@@ -53,9 +49,7 @@ class LLM:
         Raises:
           RequestError: the model's folder has none; prompts must be token ids then.
         """
-        if self._built.tokenizer is None:
-            raise RequestError("this model has no tokenizer.json", remedy="Give prompts as token ids")
-        return self._built.tokenizer
+        return self._intake.tokenizer
 
     def generate(
         self,
@@ -77,7 +71,7 @@ class LLM:
         """
         batch = _as_batch(prompts)
         each = _per_prompt(params, len(batch))
-        requests = [self._request(prompt, p, meta=meta) for prompt, p in zip(batch, each, strict=True)]
+        requests = [self._intake.request(prompt, p, meta=meta) for prompt, p in zip(batch, each, strict=True)]
         return self._run(requests, progress=progress)
 
     def stream(
@@ -93,7 +87,7 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams | None = None, *, meta: Mapping[str, Any] | None = None
     ) -> Iterator[Event]:
         """Like `stream`, with token ids, answer index, and the growing RequestOutput; for n > 1 and token-only models."""
-        request, text = self._request(prompt, params or SamplingParams(), meta=meta)
+        request, text = self._intake.request(prompt, params or SamplingParams(), meta=meta)
         yield from self._drive([(request, text)])
 
     def chat(
@@ -113,9 +107,7 @@ class LLM:
 
     def chat_prompt(self, messages: Any, **variables: Any) -> dict[str, Any]:
         """A conversation as a prompt for `generate` or `stream`."""
-        text = self.tokenizer.apply_chat_template(messages, **variables)
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return {"prompt": text, "prompt_token_ids": ids}
+        return self._intake.chat_prompt(messages, **variables)
 
     def score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[Score]:
         """Log-probability of each continuation after the prompt, which is computed once and shared.
@@ -123,13 +115,13 @@ class LLM:
         Text is split as evaluation harnesses do: spaces at the end of the prompt belong to the continuation, and
         prompt + continuation is tokenised as a whole.
         """
-        requests = [(self._score_request(prompt, continuation), None) for continuation in continuations]
-        return [_score_of(request, output) for (request, _), output in zip(requests, self._run(requests), strict=True)]
+        requests = [self._intake.score_request(prompt, continuation) for continuation in continuations]
+        return [score_of(request, output) for (request, _), output in zip(requests, self._run(requests), strict=True)]
 
     def embed(self, prompts: Prompt | Sequence[Prompt], *, normalize: bool = True) -> np.ndarray:
         """The last token's final hidden state of each prompt, float32[n, e]; of length 1 unless `normalize=False`."""
         params = SamplingParams(temperature=0.0)
-        requests = [self._request(prompt, params, task=Task.EMBED) for prompt in _as_batch(prompts)]
+        requests = [self._intake.request(prompt, params, task=Task.EMBED) for prompt in _as_batch(prompts)]
         vectors = np.stack([output.hidden for output in self._run(requests) if output.hidden is not None])
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
@@ -153,7 +145,7 @@ class LLM:
         Raises:
           RequestError: the prompt cannot be served.
         """
-        request, text = self._request(prompt, params or SamplingParams(), task=task, meta=meta)
+        request, text = self._intake.request(prompt, params or SamplingParams(), task=task, meta=meta)
         with self._lock:
             self._engine.add(request, text)
             self._inboxes[request.request_id] = self._submitted
@@ -208,82 +200,7 @@ class LLM:
 
     def metrics(self) -> dict[str, Any]:
         """What the engine is and has done: backend, sizes, start-up seconds, token counts, padding, compilations."""
-        scheduler = self._engine.scheduler
-        return self._built.facts | {
-            **dataclasses.asdict(scheduler.counters),
-            "computed_tokens": self._engine.pipeline.computed_tokens,
-            "padded_tokens": self._engine.pipeline.padded_tokens,
-            "failed_steps": self._engine.failed_steps,
-            **self._built.executor.metrics(),
-            "clients": scheduler.accounts.as_dict(),
-            "num_waiting": scheduler.num_waiting,
-            "num_running": scheduler.num_running,
-            "kv_blocks_held": scheduler.num_held_blocks,
-        }
-
-    def _request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        *,
-        task: Task = Task.GENERATE,
-        logprobs_from: int | None = None,
-        meta: Mapping[str, Any] | None = None,
-    ) -> tuple[Request, str | None]:
-        text, ids = self._tokens(prompt)
-        if logprobs_from is None and params.prompt_logprobs is not None:
-            logprobs_from = 1
-        request = Request(
-            request_id=f"request-{next(self._ids)}",
-            prompt_token_ids=ids,
-            params=params,
-            task=task,
-            eos_token_ids=self._eos_ids(),
-            bad_word_ids=self._bad_words(params),
-            logprobs_from=logprobs_from,
-            **_checked_meta(meta),
-        )
-        if params.stop:
-            self.tokenizer  # noqa: B018  stop strings need text
-        self._engine.check(request)
-        return request, text
-
-    def _tokens(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
-        text = None
-        if isinstance(prompt, Mapping):
-            text, prompt = prompt.get("prompt"), prompt.get("prompt_token_ids") or prompt.get("prompt") or ""
-        if isinstance(prompt, str):
-            return prompt, tuple(self.tokenizer.encode(prompt))
-        try:
-            ids = tuple(operator.index(i) for i in prompt)  # pyright: ignore[reportArgumentType]  checked by `index`
-        except TypeError:
-            raise RequestError(f"a prompt must be text or whole-number token ids, not {prompt!r:.80}") from None
-        return text, ids
-
-    def _eos_ids(self) -> tuple[int, ...]:
-        ids = self._built.model.eos_token_ids
-        if not ids and self._built.tokenizer is not None and self._built.tokenizer.eos_token_id is not None:
-            ids = (self._built.tokenizer.eos_token_id,)
-        return ids
-
-    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
-        """Each word as it is written at the start of a text and after a space."""
-        spellings = [spelling for word in params.bad_words for spelling in (word, " " + word.lstrip())]
-        return tuple(dict.fromkeys(tuple(self.tokenizer.encode(s, add_special_tokens=False)) for s in spellings))
-
-    def _score_request(self, prompt: Prompt, continuation: Prompt) -> Request:
-        if isinstance(prompt, str) and isinstance(continuation, str):
-            stripped = prompt.rstrip()
-            continuation = prompt[len(stripped) :] + continuation
-            whole = tuple(self.tokenizer.encode(stripped + continuation))
-            start = len(self.tokenizer.encode(stripped)) if stripped else 1
-        else:
-            (_, head), (_, tail) = self._tokens(prompt), self._tokens(continuation)
-            whole, start = head + tail, len(head)
-        if not 1 <= start < len(whole):
-            raise RequestError("score needs at least one token before and one in each continuation")
-        params = SamplingParams(temperature=0.0, prompt_logprobs=1)
-        return self._request(whole, params, task=Task.SCORE, logprobs_from=start)[0]
+        return self._built.metrics()
 
     def _run(self, requests: Sequence[tuple[Request, str | None]], *, progress: bool = False) -> list[RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
@@ -371,22 +288,3 @@ def _per_prompt(params: Any, count: int) -> list[SamplingParams]:
     if not all(isinstance(p, SamplingParams) for p in each):
         raise RequestError("params must be SamplingParams, or a list of them")
     return each
-
-
-_META = ("priority", "client", "program", "parents", "stage", "deadline_s", "pin", "pin_tokens")
-
-
-def _checked_meta(meta: Mapping[str, Any] | None) -> dict[str, Any]:
-    unknown = set(meta or ()) - set(_META)
-    if unknown:
-        raise RequestError(f"unknown request field {sorted(unknown)[0]!r}", remedy=f"Known: {', '.join(_META)}")
-    return dict(meta or {})
-
-
-def _score_of(request: Request, output: RequestOutput) -> Score:
-    assert request.logprobs_from is not None and output.prompt_logprobs is not None
-    ids = request.prompt_token_ids[request.logprobs_from :]
-    tables = output.prompt_logprobs[request.logprobs_from :]
-    found = [table[token] for token, table in zip(ids, tables, strict=True) if table is not None]
-    values = tuple(f.logprob for f in found)
-    return Score(sum(values), values, ids, all(f.rank == 1 for f in found))

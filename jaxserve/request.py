@@ -212,7 +212,7 @@ def check_meta(request: Request) -> None:
       RequestError: a name that is no text, a priority or deadline that is no number, or a pin without tokens.
     """
     check_priority(request.priority)
-    for name in ("client", "program", "stage", "pin"):
+    for name in ("client", "program", "stage", "pin", "namespace"):
         if not isinstance(getattr(request, name), str):
             raise RequestError(f"{name}={getattr(request, name)!r:.60} must be a text")
     parents = None if isinstance(request.parents, str) else _listed(request.parents)
