@@ -55,6 +55,7 @@ class AsyncEngine:
         self.max_requests = max_requests
         self._built = distributed.build(model, self.config)
         self._engine = self._built.engine
+        self.listeners: list[Callable[[Stream], None]] = []  # told of each request that is taken, on its event loop
         cfg = self._built.model
         self.intake = Intake(self._built.tokenizer, cfg.eos_token_ids, self._engine.check, vocab_size=cfg.vocab_size)
         self._streams: dict[str, Stream] = {}  # of unfinished requests; changed by the threads of event loops only
@@ -90,6 +91,11 @@ class AsyncEngine:
     def num_unfinished(self) -> int:
         """Requests that were taken and have not ended."""
         return len(self._streams)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether nothing but a new engine can help."""
+        return self._has_ended and not self._is_leaving
 
     @property
     def failure(self) -> str:
@@ -136,6 +142,8 @@ class AsyncEngine:
                 raise ValueError(f"request id {request.request_id!r} is in use")
             self._streams[request.request_id] = stream
             self._tell(lambda: self._add(stream, text))
+        for listener in self.listeners:
+            listener(stream)
         return stream
 
     async def generate(

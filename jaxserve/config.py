@@ -155,13 +155,18 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def nearest(word: str, words: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The known word most like a misspelt one, or None when nothing is near."""
+    return next(iter(difflib.get_close_matches(word[:100], list(words), n=1, cutoff=likeness)), None)
+
+
 def reject_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> None:
     """Raise ConfigError for the first name that is not known, with the nearest known one."""
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}" if near else f"Known: {', '.join(known)}"
+            near = nearest(name, known, 0.5)
+            hint = f"Did you mean {near!r}" if near else f"Known: {', '.join(known)}"
             raise ConfigError(f"unknown {what} {name!r}", remedy=hint + ("?" if near else ""))
 
 

@@ -170,12 +170,12 @@ class Engine:
             if item.result.hidden is not None:
                 job.output.hidden = item.result.hidden
             finish = item.finish
-            if finish is Finish.ERROR and item.sequence.guide is not None:
-                answer.output.error = item.sequence.guide.error
             if item.result.token_id is not None and job.request.task is Task.GENERATE:
                 finish = self._note_token(job, answer, item.result.token_id, item.result.logprob, finish)
             elif finish is None:
                 continue
+            if finish is Finish.ERROR and item.sequence.guide is not None:
+                answer.output.error = item.sequence.guide.error
             yield self._event(job, answer, finish)
 
     def _note_token(
@@ -212,11 +212,12 @@ class Engine:
         return finish
 
     def _event(self, job: _Job, answer: _Answer, finish: Finish | None) -> Event:
-        output = answer.output
+        output, metrics = answer.output, job.output.metrics
+        if metrics.started_s is None:
+            metrics.started_s = answer.sequence.view.admitted_s
         if finish:
             output.finish_reason = str(finish)
             del self._by_sequence[answer.sequence.seq_id]
-            metrics = job.output.metrics
             metrics.num_cached_tokens = max(metrics.num_cached_tokens, answer.sequence.num_cached)
             metrics.num_preemptions += answer.sequence.view.num_preemptions
             if job.is_done:

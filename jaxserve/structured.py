@@ -134,9 +134,9 @@ def _choices(value: Any) -> tuple[str, ...]:
     choices = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else ()
     if not choices or not all(isinstance(choice, str) for choice in choices):
         raise ConfigError(f"structured_outputs.choice must be a list of texts, not {value!r:.60}")
-    _check_text("choice", "".join(choices))
     if not any(choices):
         raise ConfigError("structured_outputs.choice has no choice but the empty text")
+    _check_text("choice", "".join(choices))
     return choices
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxserve.cli.flags import nearest
+from jaxserve.config import nearest
 
 
 class LineError(Exception):

@@ -2,19 +2,15 @@
 
 import argparse
 import dataclasses
-import difflib
 import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
 
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The known word most like a misspelt one, or None when nothing is near."""
-    return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)), None)
+from jaxserve.config import nearest
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -10,12 +10,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxserve.cli.flags import nearest, parse
+from jaxserve.cli.flags import parse
+from jaxserve.config import nearest
 from jaxserve.errors import JaxserveError
 
 COMMANDS = {
     "generate": ("jaxserve.cli.generate", "complete prompts, streaming the text"),
     "chat": ("jaxserve.cli.chat", "talk with a model in the terminal"),
+    "serve": ("jaxserve.cli.serve", "serve a model over HTTP: OpenAI's API, vLLM's options"),
     "run-batch": ("jaxserve.cli.run_batch", "answer a file of requests in the OpenAI batch format; resumable"),
     "bench": ("jaxserve.cli.bench", "measure throughput or latency on random prompts"),
     "simulate": (

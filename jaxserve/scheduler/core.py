@@ -301,6 +301,8 @@ class Scheduler:
     def _welcome(self, draft: Draft, sequence: Sequence, arrival: Arrival, now_s: float) -> None:
         """The books of an admission."""
         self._waiting.remove(sequence.view)
+        if sequence.view.admitted_s is None:
+            sequence.view.admitted_s = now_s
         draft.copies.extend(arrival.copies)
         account = self._accounts[sequence.seq_id]
         account.num_running += 1

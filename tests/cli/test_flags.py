@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from jaxserve.cli.flags import add_dataclass_flags, given, nearest, parse
+from jaxserve.cli.flags import add_dataclass_flags, given, parse
+from jaxserve.config import nearest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""Serve a model over HTTP, as OpenAI's API and vLLM's server do.
+
+examples:
+  jaxserve serve tiny
+  jaxserve serve ./Qwen2.5-0.5B-Instruct --served-model-name qwen --port 8080
+  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "def add(a, b):"}'
+"""
+
+import argparse
+
+from jaxserve.cli.flags import add_dataclass_flags, given
+from jaxserve.cli.options import add_engine_flags, engine_options, join_processes
+from jaxserve.errors import ConfigError
+from jaxserve.model_source import find_folder
+from jaxserve.server.config import ServerConfig
+
+USAGE = "jaxserve serve MODEL [options]"
+DEFAULTS = {"max_num_seqs": 64}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="bundled name, folder, or hub id")
+    add_dataclass_flags(parser, ServerConfig, "server options")
+    add_engine_flags(parser, DEFAULTS)
+
+
+def run(args: argparse.Namespace) -> int:
+    config, options = ServerConfig(**given(args, ServerConfig)), engine_options(args, DEFAULTS)
+    join_processes(args)
+    find_folder(args.model, options.get("load_format", "auto"))  # a mistake in the name is told before jax is loaded
+    try:
+        from jaxserve.server.run import run_server
+    except ImportError as error:
+        raise ConfigError(
+            f"the server needs a package that is not installed ({error.name})",
+            remedy="Install it with: pip install 'jaxserve[server]'",
+        ) from None
+
+    def load():
+        from jaxserve.async_engine import AsyncEngine
+
+        return AsyncEngine(args.model, max_requests=config.max_requests, **options)
+
+    run_server(config, tuple(config.served_model_name) or (args.model,), load)
+    return 0

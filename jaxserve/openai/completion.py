@@ -1,0 +1,197 @@
+"""/v1/completions: bodies -> prompts and sampling options; answers -> bodies, whole or in chunks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import field_validator
+
+from jaxserve.intake import Prompt
+from jaxserve.openai.envelope import envelope, frame, usage
+from jaxserve.openai.errors import ApiError
+from jaxserve.openai.fields import NEUTRAL, MetaFields, SamplingFields, StreamOptions
+from jaxserve.openai.logprobs import Table, completion_logprobs, prompt_logprobs
+from jaxserve.output import CompletionOutput, Event, RequestOutput
+from jaxserve.request import SamplingParams
+from jaxserve.tokenizer import Tokenizer
+
+PREFIX = "cmpl"
+MAX_PROMPTS = 1024  # of one body
+
+
+class CompletionBody(SamplingFields, MetaFields):
+    """The body of a request."""
+
+    neutral = NEUTRAL
+
+    model: str | None = None
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool = False
+    logprobs: int | None = None
+    best_of: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    add_special_tokens: bool = True
+    return_token_ids: bool = False
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_empty(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list) and not prompt:
+            raise ValueError("there is no prompt in the list")
+        if isinstance(prompt, list) and not isinstance(prompt[0], int) and len(prompt) > MAX_PROMPTS:
+            raise ValueError(f"{len(prompt)} prompts are too many; send at most {MAX_PROMPTS} at a time")
+        return prompt
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One by one."""
+        prompt = self.prompt
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            return [prompt]  # pyright: ignore[reportReturnType]
+        return list(prompt)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+    @property
+    def prompt_only(self) -> bool:
+        """Whether the prompt is only scored. A token is computed all the same, and left out."""
+        return self.echo and self.max_tokens == 0
+
+    def params(self) -> SamplingParams:
+        """How to answer.
+
+        Raises:
+          ApiError: an option is out of range, or cannot be obeyed.
+        """
+        if self.best_of not in (None, self.n or 1):
+            raise ApiError("best_of other than n is not supported", param="best_of", code="unsupported_field")
+        more: dict[str, Any] = {"logprobs": self.logprobs}
+        if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
+            more["prompt_logprobs"] = self.logprobs
+        if self.max_tokens is None or self.prompt_only:
+            more["max_tokens"] = 1 if self.prompt_only else 16
+        return self.sampling_params(**more)
+
+    def ready(self, prompt: str | list[int], tokenizer: Tokenizer | None) -> Prompt:
+        """A prompt for the engine."""
+        if isinstance(prompt, str) and not self.add_special_tokens and tokenizer is not None:
+            ids = tokenizer.encode(prompt, add_special_tokens=False)
+            return {"prompt": prompt, "prompt_token_ids": ids}
+        return prompt
+
+
+def answer(
+    body: CompletionBody, response_id: str, model: str, outputs: Sequence[RequestOutput], tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """`text_completion`; with several prompts the choices of each follow one another."""
+    choices = []
+    for output in outputs:
+        for each in output.outputs:
+            choices.append({"index": len(choices)} | _choice(body, output, each, tokenizer))
+    totals = usage(outputs, prompt_only=body.prompt_only)
+    return envelope(response_id, "text_completion", model) | {"choices": choices, "usage": totals}
+
+
+def _choice(
+    body: CompletionBody, output: RequestOutput, each: CompletionOutput, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    text = "" if body.prompt_only else each.text
+    if body.echo:
+        text = _prompt_text(output, tokenizer) + text
+    logprobs = None
+    if each.logprobs is not None:
+        tables: list[Table | None] = [] if body.prompt_only else list(each.logprobs)
+        ids = [] if body.prompt_only else each.token_ids
+        if body.echo:
+            tables, ids = [*(output.prompt_logprobs or ()), *tables], [*output.prompt_token_ids, *ids]
+        logprobs = completion_logprobs(ids, tables, body.logprobs or 0, tokenizer)
+    choice: dict[str, Any] = {"text": text, "logprobs": logprobs, "finish_reason": each.finish_reason}
+    choice["stop_reason"] = each.stop_reason
+    if tokenizer is None or body.return_token_ids:
+        choice["token_ids"] = [] if body.prompt_only else each.token_ids
+    if body.return_token_ids:
+        choice["prompt_token_ids"] = output.prompt_token_ids
+    if body.prompt_logprobs is not None:
+        choice["prompt_logprobs"] = prompt_logprobs(output)
+    return choice
+
+
+class Chunks:
+    """The frames of a streamed answer. Events of a request come in order; the requests of several prompts in any."""
+
+    def __init__(self, body: CompletionBody, response_id: str, model: str, tokenizer: Tokenizer | None):
+        self._body = body
+        self._tokenizer = tokenizer
+        self._head = envelope(response_id, "text_completion", model)
+        self._num_answers = body.n or 1
+        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+        self._with_counts = body.stream_options is not None and body.stream_options.continuous_usage_stats
+        self._places: dict[tuple[int, int], _Place] = {}
+
+    def of(self, prompt: int, event: Event) -> bytes:
+        """The frame of an event of the prompt with this number; empty, if it says nothing."""
+        place = self._places.setdefault((prompt, event.index), _Place())
+        text, logprobs = event.text, None
+        first = place.num_events == 0
+        place.num_events += 1
+        if self._body.prompt_only:
+            if not event.finish_reason:
+                return b""
+            text = ""
+        if first and self._body.echo:
+            text = _prompt_text(event.output, self._tokenizer) + text
+        elif not text and not event.finish_reason and not self._wants_tokens:
+            return b""  # inside of a character, or what may be a stop string
+        if self._body.logprobs is not None:
+            logprobs = self._logprobs(place, event, first)
+        choice: dict[str, Any] = {
+            "index": prompt * self._num_answers + event.index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": event.finish_reason,
+        }
+        if event.finish_reason:
+            choice["stop_reason"] = event.output.outputs[event.index].stop_reason
+        if self._wants_tokens:
+            choice["token_ids"] = list(event.token_ids)
+        chunk = self._head | {"choices": [choice]}
+        if self._with_counts:
+            chunk["usage"] = usage([event.output], prompt_only=self._body.prompt_only)
+        elif self._with_usage:
+            chunk["usage"] = None
+        return frame(chunk)
+
+    def end(self, outputs: Sequence[RequestOutput]) -> bytes:
+        """The last frame, if it is wanted: no choice, but the usage of all."""
+        if not self._with_usage:
+            return b""
+        return frame(self._head | {"choices": [], "usage": usage(outputs, prompt_only=self._body.prompt_only)})
+
+    @property
+    def _wants_tokens(self) -> bool:
+        return self._tokenizer is None or self._body.return_token_ids
+
+    def _logprobs(self, place: "_Place", event: Event, first: bool) -> dict[str, Any]:
+        known = event.output.outputs[event.index].logprobs or []
+        count = 0 if self._body.prompt_only else len(event.token_ids)
+        ids, tables = list(event.token_ids[:count]), list[Table | None](known[place.num_tokens :][:count])
+        place.num_tokens += count
+        if first and self._body.echo:
+            ids = [*event.output.prompt_token_ids, *ids]
+            tables = [*(event.output.prompt_logprobs or ()), *tables]
+        made = completion_logprobs(ids, tables, self._body.logprobs or 0, self._tokenizer, place.offset)
+        place.offset += sum(map(len, made["tokens"]))
+        return made
+
+
+class _Place:
+    """How far the stream of one answer is."""
+
+    def __init__(self) -> None:
+        self.num_events = 0
+        self.num_tokens = 0  # whose log-probabilities have been told
+        self.offset = 0  # characters of those
+
+
+def _prompt_text(output: RequestOutput, tokenizer: Tokenizer | None) -> str:
+    if output.prompt is not None:
+        return output.prompt
+    return "" if tokenizer is None else tokenizer.decode(output.prompt_token_ids)

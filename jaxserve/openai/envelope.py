@@ -1,0 +1,44 @@
+"""What all answers have in common: ids, times, usage, and the frames of a stream."""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from jaxserve.output import RequestOutput
+
+DONE = b"data: [DONE]\n\n"
+
+
+def new_id(prefix: str) -> str:
+    """A name that nobody can guess."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def envelope(response_id: str, kind: str, model: str) -> dict[str, Any]:
+    """The first fields of an answer, or of each chunk of a stream."""
+    return {"id": response_id, "object": kind, "created": int(time.time()), "model": model}
+
+
+def usage(outputs: Sequence[RequestOutput], *, prompt_only: bool = False) -> dict[str, Any]:
+    """Tokens of prompts and answers so far."""
+    num_prompt = sum(len(output.prompt_token_ids) for output in outputs)
+    answers = [] if prompt_only else [answer for output in outputs for answer in output.outputs]
+    num_answer = sum(len(answer.token_ids) for answer in answers)
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_answer,
+        "total_tokens": num_prompt + num_answer,
+        "prompt_tokens_details": {"cached_tokens": sum(output.metrics.num_cached_tokens for output in outputs)},
+    }
+
+
+def frame(content: Any) -> bytes:
+    """A server-sent event without a name."""
+    return b"data: " + dumps(content) + b"\n\n"
+
+
+def dumps(content: Any) -> bytes:
+    """JSON, as short as it can be."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,64 @@
+"""Who asks, and what a request says to the scheduler: from its key, its headers and its body, in this order."""
+
+import dataclasses
+from typing import Any
+
+from starlette.requests import Request
+
+from jaxserve.openai.errors import ApiError
+from jaxserve.openai.fields import MetaFields
+
+# Headers for clients that cannot change bodies; the body's own fields go first.
+_HEADERS = {
+    "x-client": "client",
+    "x-program": "program",
+    "x-parents": "parents",
+    "x-stage": "stage",
+    "x-priority": "priority",
+    "x-deadline-ms": "deadline_ms",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caller:
+    """`client` is the one that the key stands for; empty without keys."""
+
+    client: str = ""
+
+
+def caller_of(request: Request) -> Caller:
+    """Who has sent a request; the middleware that checks keys has put it there."""
+    return request.scope.get("caller") or Caller()
+
+
+def meta_of(request: Request, body: MetaFields) -> dict[str, Any]:
+    """Fields of `Request` for the scheduler.
+
+    Raises:
+      ApiError: a header that is no number where one is wanted, or a client that the key does not stand for.
+    """
+    meta = _from_headers(request) | body.meta()
+    client = caller_of(request).client
+    if client:
+        if meta.get("client", client) != client:
+            raise ApiError(f"this key belongs to client {client!r}", status=403, param="client", code="wrong_client")
+        meta["client"] = client
+    return meta
+
+
+def _from_headers(request: Request) -> dict[str, Any]:
+    given = {name: request.headers[header] for header, name in _HEADERS.items() if header in request.headers}
+    found: dict[str, Any] = dict(given)
+    if "parents" in found:
+        found["parents"] = [part.strip() for part in given["parents"].split(",") if part.strip()]
+    for name in ("priority", "deadline_ms"):
+        if name in found:
+            try:
+                found[name] = float(given[name])
+            except ValueError:
+                raise ApiError(f"header x-{name.replace('_', '-')} must be a number", param=name) from None
+    if not found:
+        return {}
+    if not 0 < found.get("deadline_ms", 1) < float("inf") or abs(found.get("priority", 0)) == float("inf"):
+        raise ApiError("headers x-deadline-ms and x-priority must be finite numbers, a deadline above 0")
+    return MetaFields(**found).meta()

@@ -1,0 +1,47 @@
+"""Running the server: the port is open at once, the engine is loaded behind it, and both end together."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import uvicorn
+
+from jaxserve.async_engine import AsyncEngine
+from jaxserve.errors import JaxserveError
+from jaxserve.server.app import create_app
+from jaxserve.server.config import ServerConfig
+from jaxserve.server.state import ServerState
+
+
+def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], AsyncEngine]) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+      JaxserveError: the engine could not be loaded.
+    """
+    failures = list[JaxserveError]()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(state: ServerState) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(state))
+        try:
+            yield
+        finally:
+            await asyncio.wait((loading,))
+            if state.engine is not None:
+                await asyncio.to_thread(state.engine.close)
+
+    async def _load(state: ServerState) -> None:
+        try:
+            state.serve(await asyncio.to_thread(load))
+        except JaxserveError as error:
+            failures.append(error)
+            server.should_exit = True
+
+    app = create_app(config, model_names, lifespan=lifespan)
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=config.host, port=config.port, log_level="warning", access_log=False)
+    )
+    server.run()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,59 @@
+"""A real server in this process, on a free port of this machine, with the bundled model."""
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from jaxserve.async_engine import AsyncEngine
+from jaxserve.server.app import create_app
+from jaxserve.server.config import ServerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running one. Its `engine` is shared by all tests of a worker: leave it idle."""
+
+    app: FastAPI
+    url: str
+
+    @property
+    def engine(self) -> AsyncEngine:
+        return self.app.state.server.engine
+
+
+@contextlib.contextmanager
+def serving(app: FastAPI) -> Iterator[Server]:
+    """Run an app in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server has not started"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Server(app, f"http://127.0.0.1:{port}")
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[AsyncEngine]:
+    """The bundled model. One for all servers of a worker: it takes seconds to load."""
+    made = AsyncEngine("tiny", max_num_seqs=8, max_requests=64, progress=False)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def server(engine: AsyncEngine) -> Iterator[Server]:
+    """A server with default options."""
+    with serving(create_app(ServerConfig(), ("tiny",), engine)) as running:
+        yield running
