@@ -4,6 +4,7 @@ import json
 import time
 
 import chromium
+import openai
 import pytest
 
 from tests.server.conftest import serving
@@ -429,3 +430,46 @@ _CONTRAST = """(() => {
   }
   return bad;
 })()"""
+
+
+@pytest.fixture
+def real(browser, server):
+    """The page of a real server, with the bundled model. Afterwards its engine is idle."""
+    browser.complaints.clear()
+    browser.hosts.clear()
+    browser.resize(1280, 800)
+    browser.open(f"{server.url}/")
+    browser.until(IDLE)
+    yield browser
+    browser.until("document.getElementById('running').textContent === '0'")
+    assert browser.complaints == []
+    assert browser.hosts == {server.url}
+
+
+def test_a_real_answer_is_the_models_and_its_request_is_listed(real, server):
+    fill(real, "temperature", "0")
+    text = ask(real, "Hello")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    asked = [{"role": "user", "content": "Hello"}]
+    with client:
+        answer = client.chat.completions.create(model="tiny", messages=asked, temperature=0, max_tokens=256)
+    assert text == answer.choices[0].message.content
+    real.until(
+        f"document.querySelector('#requests li:nth-child(2) .words')?.textContent.includes('{answer.usage.prompt_tokens} ')"
+    )
+    assert real.text("#requests li:nth-child(2) .what") == "chat"
+    tokens = f"{answer.usage.completion_tokens} tokens"
+    assert tokens in real.text("#requests li:nth-child(2) .words")
+    assert real.text(".answer .facts").startswith(tokens)
+    real.until("Number(document.getElementById('rate').textContent) > 0")
+
+
+def test_a_real_answer_that_is_stopped_is_aborted_in_the_engine(real, server):
+    for field, value in (("temperature", "2"), ("seed", "1"), ("max_tokens", "1900")):  # nonsense, and much of it
+        fill(real, field, value)
+    say(real, "Hello")
+    real.until(f"{LAST}?.querySelector('.blocks').textContent.length > 20")
+    real.press("Escape")
+    real.until(IDLE)
+    assert "stopped" in real.text(".answer .facts")
+    real.until("document.querySelector('#requests .finish').textContent === 'abort'")
