@@ -230,6 +230,7 @@ class Engine:
         output, metrics = answer.output, job.output.metrics
         if metrics.started_s is None:
             metrics.started_s = answer.sequence.view.admitted_s
+            metrics.num_cached_tokens = answer.sequence.num_cached
         if finish:
             output.finish_reason = str(finish)
             del self._by_sequence[answer.sequence.seq_id]
