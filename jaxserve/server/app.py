@@ -15,10 +15,10 @@ from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.json import JsonResponse
-from jaxserve.server.routes import chat, completions, health, models
+from jaxserve.server.routes import chat, completions, health, models, responses
 from jaxserve.server.state import ServerState
 
-ROUTERS = (health.router, models.router, completions.router, chat.router)
+ROUTERS = (health.router, models.router, completions.router, chat.router, responses.router)
 _GONE = 499  # nginx's number for a caller who did not wait
 
 

@@ -9,6 +9,7 @@ from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.turn import Dialect
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.response_store import ResponseStore
 from jaxserve.tokenizer import Tokenizer
 
 
@@ -20,7 +21,11 @@ class ServerState:
     model_names: tuple[str, ...]
     engine: AsyncEngine | None = None  # until it is loaded
     started: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    responses: ResponseStore = dataclasses.field(init=False)
     _dialect: Dialect | None = None
+
+    def __post_init__(self) -> None:
+        self.responses = ResponseStore(self.config.response_store_bytes)
 
     @property
     def ready_engine(self) -> AsyncEngine:
