@@ -89,14 +89,16 @@ class ReasoningItem(Item):
 
 
 def _kind(item: Any) -> str:
-    return str(item.get("type") or "message") if isinstance(item, Mapping) else "message"
+    """The tag of its class: no tag is a name that a field could have, or errors would show it."""
+    kind = item.get("type") if isinstance(item, Mapping) else getattr(item, "type", None)
+    return f"{kind or 'message'}-item"
 
 
 AnyItem = Annotated[
-    Annotated[MessageItem, Tag("message")]
-    | Annotated[CallItem, Tag("function_call")]
-    | Annotated[ResultItem, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
+    Annotated[MessageItem, Tag("message-item")]
+    | Annotated[CallItem, Tag("function_call-item")]
+    | Annotated[ResultItem, Tag("function_call_output-item")]
+    | Annotated[ReasoningItem, Tag("reasoning-item")],
     Discriminator(
         _kind,
         custom_error_type="item",

@@ -147,6 +147,8 @@ class ResponseBody(SamplingFields, MetaFields, GuidedFields):
         Raises:
           ApiError: a field is out of range, cannot be obeyed, or contradicts another.
         """
+        if not self.input and isinstance(self.input, list):
+            raise ApiError("input must hold at least one item", param="input")
         system = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
         form = self.text and self.text.format and self.text.format.constraint()
         asked = only_one(**{"text.format": form, "structured_outputs": self.structured_outputs}, **self.guided())

@@ -221,7 +221,7 @@ def test_items_come_back_as_messages(scripted, script):
         ({"background": True}, "background", "not supported"),
         ({"conversation": "c"}, "conversation", "not supported"),
         ({"truncation": "auto"}, "truncation", "not supported"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),
+        ({"tools": [{"type": "web_search", "name": "x"}]}, "tools[0].type", "function"),
         ({"tools": [TOOL]}, "tool_choice", "--tool-call-parser"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "JSON schema"),
         ({"reasoning": {"effort": "low"}}, "reasoning_effort", "knows no"),
