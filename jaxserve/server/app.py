@@ -22,6 +22,7 @@ from jaxserve.server.routes import (
     health,
     models,
     page,
+    responses,
     stats,
 )
 from jaxserve.server.state import ServerState
@@ -31,6 +32,7 @@ ROUTERS = (
     models.router,
     completions.router,
     chat.router,
+    responses.router,
     stats.router,
     page.router,
 )

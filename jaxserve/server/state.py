@@ -13,6 +13,7 @@ from jaxserve.request import Request
 from jaxserve.server import limits
 from jaxserve.server.buckets import Quotas
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.response_store import ResponseStore
 from jaxserve.server.stats import Stats
 from jaxserve.stream import Stream
 from jaxserve.tokenizer import Tokenizer
@@ -29,11 +30,13 @@ class ServerState:
     is_closing: bool = False  # no more requests are taken
     stats: Stats = dataclasses.field(init=False)
     quotas: Quotas = dataclasses.field(init=False)
+    responses: ResponseStore = dataclasses.field(init=False)
     _review: Callable[[Request], Request] = dataclasses.field(init=False)
     _dialect: Dialect | None = None
 
     def __post_init__(self) -> None:
         self.stats = Stats(self.model_names[0])
+        self.responses = ResponseStore(self.config.response_store_bytes)
         self.quotas = Quotas(
             requests_per_minute=self.config.requests_per_minute,
             tokens_per_minute=self.config.tokens_per_minute,
