@@ -1,5 +1,6 @@
 """The server as an ASGI app."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
@@ -12,6 +13,7 @@ import jaxserve
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import JaxserveError
 from jaxserve.openai.errors import ApiError, api_error
+from jaxserve.server.access import GONE, Access
 from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.json import JsonResponse
@@ -19,21 +21,23 @@ from jaxserve.server.routes import (
     chat,
     completions,
     health,
+    metrics,
     models,
     page,
     stats,
 )
 from jaxserve.server.state import ServerState
+from jaxserve.server.traces import Traces
 
 ROUTERS = (
     health.router,
+    metrics.router,
     models.router,
     completions.router,
     chat.router,
     stats.router,
     page.router,
 )
-_GONE = 499  # nginx's number for a caller who did not wait
 
 
 def create_app(
@@ -42,26 +46,37 @@ def create_app(
     engine: AsyncEngine | None = None,
     lifespan: Callable[[ServerState], contextlib.AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """`engine` may come later (`app.state.server.serve(engine)`): until then requests get status 503."""
+    """`engine` may come later (`app.state.server.serve(engine)`): until then requests get status 503.
+
+    Raises:
+      ConfigError: an option wants a package that is not installed.
+    """
+    state = ServerState(config, model_names, engine)
+    endpoint = config.otlp_traces_endpoint
+    traces = None if endpoint is None else Traces(endpoint, model_names[0])
 
     @contextlib.asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
-        if lifespan is None:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(state.leave)
+            if traces is not None:
+                stack.push_async_callback(asyncio.to_thread, traces.close)
+            await stack.enter_async_context(state.traffic.watching())
+            if lifespan is not None:
+                await stack.enter_async_context(lifespan(state))
             yield
-        else:
-            async with lifespan(app.state.server):
-                yield
 
     app = FastAPI(title="jaxserve", version=jaxserve.__version__, docs_url=None, redoc_url=None, lifespan=living)
-    app.state.server = ServerState(config, model_names, engine)
+    app.state.server = state
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ApiError, _tell_api_error)
     app.add_exception_handler(JaxserveError, _tell_ours)
     app.add_exception_handler(HTTPException, _tell_http)
     app.add_exception_handler(ClientDisconnect, _tell_nobody)
-    app.add_exception_handler(Exception, _tell_unknown)
     describe(app)
+    # The last one added is the outermost: it sees what all the others answer.
+    app.add_middleware(Access, traffic=state.traffic, logs=config.log_requests, traces=traces)
     return app
 
 
@@ -88,10 +103,4 @@ async def _tell_http(request: Request, error: Exception) -> Response:
 
 
 async def _tell_nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=_GONE)
-
-
-async def _tell_unknown(request: Request, error: Exception) -> Response:
-    """A bug of ours. What went wrong is in the log, not in the answer."""
-    told = ApiError("something went wrong in the server; its log says what", status=500, code="internal_error")
-    return JsonResponse(told.body(), status_code=500)
+    return Response(status_code=GONE)

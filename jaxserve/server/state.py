@@ -8,8 +8,11 @@ from starlette.requests import HTTPConnection
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.turn import Dialect
+from jaxserve.server.access import note
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.metrics import Metrics
 from jaxserve.server.stats import Stats
+from jaxserve.server.traffic import Traffic
 from jaxserve.tokenizer import Tokenizer
 
 
@@ -23,16 +26,27 @@ class ServerState:
     started: int = dataclasses.field(default_factory=lambda: int(time.time()))
     _dialect: Dialect | None = None
     stats: Stats = dataclasses.field(init=False)
+    traffic: Traffic = dataclasses.field(default_factory=Traffic)
+    metrics: Metrics = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.stats = Stats(self.model_names[0])
+        self.metrics = Metrics(self.model_names[0], self.traffic)
         if self.engine is not None:
             self.serve(self.engine)
 
     def serve(self, engine: AsyncEngine) -> None:
         """From now on it answers."""
         engine.listeners.append(self.stats.recent.add)
+        if note not in engine.listeners:  # it serves all apps of an engine
+            engine.listeners.append(note)
+        self.metrics.engine = engine
         self.engine = engine
+
+    def leave(self) -> None:
+        """The app ends. The engine may live on, with another one."""
+        if self.engine is not None and self.stats.recent.add in self.engine.listeners:
+            self.engine.listeners.remove(self.stats.recent.add)
 
     @property
     def ready_engine(self) -> AsyncEngine:
