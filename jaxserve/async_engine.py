@@ -208,6 +208,8 @@ class AsyncEngine:
         answer: Future[T] = Future()
 
         def reply() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return  # the asker did not wait
             try:
                 answer.set_result(question())
             except Exception as error:  # noqa: BLE001  it is the asker's

@@ -4,25 +4,22 @@ The outermost middleware, so that it sees what all others answer. Plain ASGI: wh
 every piece of a stream through a queue.
 """
 
-import dataclasses
 import logging
 import re
 import time
 import uuid
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.openai.errors import ApiError
-from jaxserve.output import RequestOutput
 from jaxserve.server.caller import Caller
-from jaxserve.server.json import JsonResponse
+from jaxserve.server.json import error_response
 from jaxserve.server.logs import request_id, tell
 from jaxserve.server.traces import Traces
 from jaxserve.server.traffic import NO_ROUTE, Traffic
-from jaxserve.stream import Stream
+from jaxserve.server.visit import Visit, current
 from jaxserve.tally import client_name
 
 _log = logging.getLogger(__name__)
@@ -30,35 +27,6 @@ _log = logging.getLogger(__name__)
 GONE = 499  # nginx's number for a caller who did not wait
 _SANE = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _PROBES = frozenset({"/health", "/ready", "/metrics", "/load", "/stats"})  # asked for all day, by machines
-
-
-@dataclasses.dataclass(slots=True)
-class Visit:
-    """One HTTP request."""
-
-    request_id: str
-    method: str
-    began_s: float
-    status: int = 0  # 0: no answer yet
-    is_stream: bool = False
-    is_whole: bool = False  # the answer was sent to its end
-    has_ended: bool = False
-    streams: list[Stream] = dataclasses.field(default_factory=list)  # what it has asked of the engine
-
-    @property
-    def outputs(self) -> list[RequestOutput]:
-        """What the engine has answered."""
-        return [stream.output for stream in self.streams if stream.output is not None]
-
-
-_visit: ContextVar[Visit | None] = ContextVar("visit", default=None)
-
-
-def note(stream: Stream) -> None:
-    """For `AsyncEngine.listeners`: the request that is being answered here has asked for this. Routes need not say so."""
-    visit = _visit.get()
-    if visit is not None and not visit.has_ended:  # else it has left work behind that goes on without it
-        visit.streams.append(stream)
 
 
 class Access:
@@ -76,7 +44,7 @@ class Access:
             await self._app(scope, receive, send)
             return
         visit = Visit(_request_id(scope["headers"]), scope["method"], time.perf_counter())
-        _visit.set(visit)
+        current.set(visit)
         request_id.set(visit.request_id)
 
         async def sent(message: Message) -> None:
@@ -144,24 +112,14 @@ def _fields(visit: Visit, scope: Scope, route: str, status: int) -> dict[str, An
             "cached_tokens": sum(output.metrics.num_cached_tokens for output in outputs),
             "answer_tokens": sum(len(answer.token_ids) for output in outputs for answer in output.outputs),
             "first_token_s": round(min(firsts), 6) if firsts else None,
-            "finish_reason": finish_reason(visit.streams),
+            "finish_reason": visit.finish_reason,
         }
     return fields
 
 
-def finish_reason(streams: Sequence[Stream]) -> str:
-    """Why answers have ended, each reason once. Who was left before the end is being ended."""
-    reasons = dict.fromkeys(
-        answer.finish_reason or "abort"
-        for stream in streams
-        for answer in (stream.output.outputs if stream.output is not None else ())
-    )
-    return ",".join(reasons) or "abort"
-
-
 async def _tell_bug(scope: Scope, receive: Receive, send: Send) -> None:
     told = ApiError("something went wrong in the server; its log says what", status=500, code="internal_error")
-    await JsonResponse(told.body(), status_code=told.status)(scope, receive, send)
+    await error_response(told)(scope, receive, send)
 
 
 def _request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:

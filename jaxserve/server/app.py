@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -16,7 +17,8 @@ from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.server.access import GONE, Access
 from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
-from jaxserve.server.json import JsonResponse
+from jaxserve.server.guards import guards
+from jaxserve.server.json import error_response
 from jaxserve.server.routes import (
     chat,
     completions,
@@ -49,25 +51,38 @@ def create_app(
     """`engine` may come later (`app.state.server.serve(engine)`): until then requests get status 503.
 
     Raises:
-      ConfigError: an option wants a package that is not installed.
+      ConfigError: keys that cannot be read, or an option that wants a package that is not installed.
     """
-    state = ServerState(config, model_names, engine)
     endpoint = config.otlp_traces_endpoint
     traces = None if endpoint is None else Traces(endpoint, model_names[0])
 
     @contextlib.asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(state.leave)
             if traces is not None:
                 stack.push_async_callback(asyncio.to_thread, traces.close)
+            stack.callback(state.release)
             await stack.enter_async_context(state.traffic.watching())
             if lifespan is not None:
                 await stack.enter_async_context(lifespan(state))
             yield
 
-    app = FastAPI(title="jaxserve", version=jaxserve.__version__, docs_url=None, redoc_url=None, lifespan=living)
+    state = ServerState(config, model_names)
+    app = FastAPI(
+        title="jaxserve",
+        version=jaxserve.__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=living,
+        # Access is the outermost: it sees what all the others answer.
+        middleware=[
+            Middleware(Access, traffic=state.traffic, logs=config.log_requests, traces=traces),
+            *guards(config, state.quotas),
+        ],
+    )
     app.state.server = state
+    if engine is not None:
+        state.serve(engine)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ApiError, _tell_api_error)
@@ -75,15 +90,12 @@ def create_app(
     app.add_exception_handler(HTTPException, _tell_http)
     app.add_exception_handler(ClientDisconnect, _tell_nobody)
     describe(app)
-    # The last one added is the outermost: it sees what all the others answer.
-    app.add_middleware(Access, traffic=state.traffic, logs=config.log_requests, traces=traces)
     return app
 
 
 async def _tell_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {"retry-after": "1"} if error.status in (429, 503) else None
-    return JsonResponse(error.body(), status_code=error.status, headers=headers)
+    return error_response(error)
 
 
 async def _tell_ours(request: Request, error: Exception) -> Response:
@@ -97,7 +109,7 @@ async def _tell_http(request: Request, error: Exception) -> Response:
     path = request.url.path[:100]
     reasons = {404: f"there is no {path!r} here", 405: f"{path!r} does not know method {request.method}"}
     told = ApiError(reasons.get(error.status_code, str(error.detail)), status=error.status_code)
-    response = JsonResponse(told.body(), status_code=told.status)
+    response = error_response(told)
     response.headers.update(error.headers or {})
     return response
 

@@ -1,5 +1,7 @@
 """/metrics: for Prometheus."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -11,5 +13,7 @@ router = APIRouter()
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Counts of everything, in Prometheus' text form; also while the model is loaded."""
-    content, content_type = state_of(request).metrics.exposed(request.headers.get("accept", ""))
+    exposed = state_of(request).metrics.exposed
+    # Some milliseconds, mostly in prometheus_client: streams must not wait for them.
+    content, content_type = await asyncio.to_thread(exposed, request.headers.get("accept", ""))
     return Response(content, headers={"content-type": content_type})
