@@ -142,7 +142,9 @@ ENGINE: tuple[Entry[Reading], ...] = (
         _tally("longest_outputs"),
     ),
     _engine("vllm:request_params_n", _H, "Answers asked for (n)", _tally("asked_n")),
-    _engine("vllm:request_params_max_tokens", _H, "max_tokens asked for", _tally("asked_max_tokens")),
+    _engine(
+        "vllm:request_params_max_tokens", _H, "Most answer tokens asked for (max_tokens)", _tally("asked_max_tokens")
+    ),
     _engine("vllm:iteration_tokens_total", _H, "Tokens fed in a step, without padding", _tally("step_tokens")),
     _engine(
         "vllm:cache_config_info",

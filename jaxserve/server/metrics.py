@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
 from jaxserve.async_engine import AsyncEngine
@@ -17,6 +17,8 @@ from jaxserve.histogram import Histogram
 from jaxserve.server.catalogue import ENGINE, TRAFFIC, Entry, Kind, Reading
 from jaxserve.server.traffic import Traffic
 
+# Whatever a caller prefers: as OpenMetrics the library would write vllm_... for vllm:..., and no dashboard would find it.
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _ENGINE = "0"  # vLLM's label for the replica of its engine: here one engine drives all replicas
 
 
@@ -31,10 +33,9 @@ class Metrics(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)  # memory, CPU time, open files; on Linux
 
-    def exposed(self, accept: str = "") -> tuple[bytes, str]:
-        """All of them, and the content type, for a caller's `Accept` header."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+    def exposed(self) -> bytes:
+        """All of them. Takes some milliseconds, and any thread may do it."""
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
