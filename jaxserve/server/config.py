@@ -34,6 +34,16 @@ class ServerConfig:
     max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
     max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
 
+    # What is seen of it.
+    log_format: str = option("text", "lines for people, or JSON objects for machines", ("text", "json"))
+    log_level: str = option(
+        "info", "how much is logged; prompts may be quoted at debug only", ("debug", "info", "warning", "error")
+    )
+    log_requests: bool = option(True, "log a line for each request that has ended")
+    otlp_traces_endpoint: str | None = option(
+        None, "collector of OpenTelemetry traces (OTLP over HTTP), as http://127.0.0.1:4318/v1/traces"
+    )
+
     # Who may come in.
     api_key: Sequence[str] = dataclasses.field(
         default=(),
