@@ -26,9 +26,7 @@ class Intake:
         if not eos_token_ids and tokenizer is not None and tokenizer.eos_token_id is not None:
             self._eos_token_ids = (tokenizer.eos_token_id,)
         self._check = check
-        self.reviews: list[
-            Callable[[Request], Request]
-        ] = []  # of who stands before it: each may change or refuse requests
+        self.reviews: list[Callable[[Request], Request]] = []  # each may change a request, or refuse it
         self._ids = itertools.count()
 
     @property
