@@ -55,6 +55,7 @@ class AsyncEngine:
         self.max_requests = max_requests
         self._built = distributed.build(model, self.config)
         self._engine = self._built.engine
+        self.listeners: list[Callable[[Stream], None]] = []  # told of each request that is taken, on its event loop
         self.intake = Intake(self._built.tokenizer, self._built.model.eos_token_ids, self._engine.check)
         self._streams: dict[str, Stream] = {}  # of unfinished requests; changed by the threads of event loops only
         self._closed = ""  # why no request is taken any more
@@ -140,6 +141,8 @@ class AsyncEngine:
                 raise ValueError(f"request id {request.request_id!r} is in use")
             self._streams[request.request_id] = stream
             self._tell(lambda: self._add(stream, text))
+        for listener in self.listeners:
+            listener(stream)
         return stream
 
     async def generate(

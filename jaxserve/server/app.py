@@ -15,10 +15,24 @@ from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.json import JsonResponse
-from jaxserve.server.routes import completions, health, models
+from jaxserve.server.routes import (
+    chat,
+    completions,
+    health,
+    models,
+    page,
+    stats,
+)
 from jaxserve.server.state import ServerState
 
-ROUTERS = (health.router, models.router, completions.router)
+ROUTERS = (
+    health.router,
+    models.router,
+    completions.router,
+    chat.router,
+    stats.router,
+    page.router,
+)
 _GONE = 499  # nginx's number for a caller who did not wait
 
 
@@ -28,7 +42,7 @@ def create_app(
     engine: AsyncEngine | None = None,
     lifespan: Callable[[ServerState], contextlib.AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """`engine` may come later (`app.state.server.engine = ...`): until then requests get status 503."""
+    """`engine` may come later (`app.state.server.serve(engine)`): until then requests get status 503."""
 
     @contextlib.asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:

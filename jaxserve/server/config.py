@@ -5,6 +5,10 @@ from collections.abc import Sequence
 
 from jaxserve.config import names_unknown_options, option
 from jaxserve.errors import ConfigError
+from jaxserve.openai.reasoning import PARSERS as REASONING_PARSERS
+from jaxserve.openai.reasoning import ReasoningParser
+from jaxserve.openai.tools.choose import CHOICES as TOOL_PARSERS
+from jaxserve.openai.tools.choose import parser_name
 
 
 @names_unknown_options
@@ -15,12 +19,22 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all, and then think of --api-key")
     port: int = option(8000, "port to listen on; 0: any free one")
     served_model_name: Sequence[str] = option((), "name of the model in requests; default: as it was given")
+    enable_auto_tool_choice: bool = option(True, "let models decide to call tools where requests leave it to them")
+    tool_call_parser: str = option(
+        "auto", "how the model writes tool calls; auto: as its chat template says", choices=TOOL_PARSERS
+    )
+    reasoning_parser: str | None = option(
+        None, "take the model's thoughts out of its answers", choices=tuple(REASONING_PARSERS)
+    )
     max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
     max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise ConfigError(f"port={self.port} must be from 0 to 65535")
+        parser_name(self.tool_call_parser, None)
+        if self.reasoning_parser is not None:
+            ReasoningParser(self.reasoning_parser, None)
         for name in ("max_requests", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0")

@@ -33,7 +33,7 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
 
     async def _load(state: ServerState) -> None:
         try:
-            state.engine = await asyncio.to_thread(load)
+            state.serve(await asyncio.to_thread(load))
         except JaxserveError as error:
             failures.append(error)
             server.should_exit = True
