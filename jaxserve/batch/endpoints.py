@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxserve.batch import interim
+from jaxserve.errors import RequestError
 from jaxserve.intake import Prompt
-from jaxserve.openai import completion
+from jaxserve.openai import chat, completion
 from jaxserve.openai.envelope import new_id
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.turn import Dialect
 from jaxserve.output import RequestOutput
 from jaxserve.request import SamplingParams, Task
 from jaxserve.tokenizer import Tokenizer
@@ -28,12 +30,13 @@ class Work:
 Read = tuple[str | None, Work, dict[str, Any]]  # model, what to do, fields of `Request` for the scheduler
 
 
-def read_completion(raw: Mapping[str, Any]) -> Read:
+def read_completion(raw: Mapping[str, Any], dialect: Dialect) -> Read:
     """/v1/completions.
 
     Raises:
       ValidationError, ApiError: the body is wrong.
     """
+    del dialect
     body = completion.CompletionBody.model_validate(raw)
     refuse_stream(body)
     prompts, body.prompt = body.prompts, ""
@@ -48,30 +51,39 @@ def read_completion(raw: Mapping[str, Any]) -> Read:
     return body.model, work, body.meta()
 
 
-def read_chat(raw: Mapping[str, Any]) -> Read:
+def read_chat(raw: Mapping[str, Any], dialect: Dialect) -> Read:
     """/v1/chat/completions; raises as `read_completion`."""
-    body = interim.ChatBody.model_validate(raw)
+    body = chat.ChatBody.model_validate(raw)
     refuse_stream(body)
-    bare = body.model_copy(update={"messages": []})
+    turn = body.turn(dialect)
+    body.messages, bare = [], dataclasses.replace(turn, messages=())
     work = Work(
-        params=body.params(),
-        prompts=lambda tokenizer: [body.ready(tokenizer)],
-        answer=lambda model, outputs, _: interim.chat_answer(bare, new_id("chatcmpl"), model, outputs),
+        params=turn.params,
+        prompts=lambda tokenizer: [turn.prompt(_required(tokenizer))],
+        answer=lambda model, outputs, _: chat.answer(body, bare, new_id(chat.PREFIX), model, outputs[0]),
+        keeps_text=turn.reasoning is not None,  # its end says whether the answer begins with thoughts
     )
     return body.model, work, body.meta()
 
 
-def read_embedding(raw: Mapping[str, Any]) -> Read:
+def read_embedding(raw: Mapping[str, Any], dialect: Dialect) -> Read:
     """/v1/embeddings; raises as `read_completion`."""
+    del dialect
     body = interim.EmbeddingBody.model_validate(raw)
-    bare = body.model_copy(update={"input": ""})
+    inputs, body.input = body.prompts, ""
     work = Work(
         params=SamplingParams(temperature=0.0),
-        prompts=lambda _: body.prompts,
-        answer=lambda model, outputs, _: interim.embedding_answer(bare, model, outputs),
+        prompts=lambda _: inputs,
+        answer=lambda model, outputs, _: interim.embedding_answer(body, model, outputs),
         task=Task.EMBED,
     )
     return body.model, work, body.meta()
+
+
+def _required(tokenizer: Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise RequestError("this model has no tokenizer.json", remedy="Use /v1/completions with token ids")
+    return tokenizer
 
 
 def refuse_stream(body: Any) -> None:
@@ -85,7 +97,7 @@ def refuse_stream(body: Any) -> None:
             raise ApiError(f"{name} is not supported in a batch; leave it out", param=name, code="unsupported_field")
 
 
-ENDPOINTS: dict[str, Callable[[Mapping[str, Any]], Read]] = {
+ENDPOINTS: dict[str, Callable[[Mapping[str, Any], Dialect], Read]] = {
     "/v1/completions": read_completion,
     "/v1/chat/completions": read_chat,
     "/v1/embeddings": read_embedding,

@@ -11,6 +11,7 @@ from jaxserve.batch.lines import Line, kind
 from jaxserve.intake import Prompt
 from jaxserve.openai.errors import ApiError, of_validation
 from jaxserve.openai.names import served_name
+from jaxserve.openai.turn import Dialect
 
 _FIELDS = ("custom_id", "method", "url", "body")
 
@@ -38,34 +39,45 @@ class Job:
 Item = tuple[int, str | None, Job | ApiError]  # line number, custom_id, what to do or what is wrong
 
 
-def jobs(lines: Iterable[Line], served: Sequence[str], endpoints: Collection[str] = tuple(ENDPOINTS)) -> Iterator[Item]:
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """What lines are read for."""
+
+    served: Sequence[str]  # names of the model
+    dialect: Dialect  # how it writes calls and thoughts
+    endpoints: Collection[str] = tuple(ENDPOINTS)
+    own: Callable[[dict[str, Any]], dict[str, Any]] = dict  # what becomes of a line's fields for the scheduler
+
+
+def jobs(lines: Iterable[Line], reader: Reader) -> Iterator[Item]:
     """Lines, understood, or with what is wrong with them."""
     for number, key, content in lines:
         if isinstance(content, ApiError):
             yield number, None, content
             continue
         try:
-            yield number, str(key), parse_job(content, served, endpoints)
+            yield number, str(key), parse_job(content, reader)
         except ApiError as error:
             yield number, str(key), error
 
 
-def parse_job(raw: Mapping[str, Any], served: Sequence[str], endpoints: Collection[str] = tuple(ENDPOINTS)) -> Job:
+def parse_job(raw: Mapping[str, Any], reader: Reader) -> Job:
     """Understand a line.
 
     Raises:
       ApiError: with the field at fault.
     """
-    read = check_frame(raw, endpoints)
+    check_frame(raw, reader.endpoints)
     try:
-        model, work, meta = read(raw["body"])
+        model, work, meta = ENDPOINTS[raw["url"]](raw["body"], reader.dialect)
     except ValidationError as error:
         raise of_validation(error) from None
-    return Job(custom_id=raw["custom_id"], model=served_name(model, served), work=work, meta=meta)
+    model = served_name(model, reader.served)
+    return Job(custom_id=raw["custom_id"], model=model, work=work, meta=reader.own(meta))
 
 
-def check_frame(raw: Mapping[str, Any], endpoints: Collection[str]) -> Callable[[Any], Any]:
-    """Check everything but the body. Returns what reads that.
+def check_frame(raw: Mapping[str, Any], endpoints: Collection[str]) -> None:
+    """Check everything but the body.
 
     Raises:
       ApiError: with the field at fault.
@@ -82,4 +94,3 @@ def check_frame(raw: Mapping[str, Any], endpoints: Collection[str]) -> Callable[
         raise ApiError(f"url {url!r:.60} is not one of {known}", code="invalid_url", param="url", status=404)
     if not isinstance(body, dict):
         raise ApiError(f"body must be a JSON object, not {kind(body)}", param="body")
-    return ENDPOINTS[url]

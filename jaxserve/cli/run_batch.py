@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from tqdm import tqdm
 
-from jaxserve.batch.flight import Flight
-from jaxserve.batch.job import jobs
+from jaxserve.batch.flight import Flight, tokenizer_of
+from jaxserve.batch.job import Reader, jobs
 from jaxserve.batch.lines import Line, read_lines
 from jaxserve.batch.plan import planned
 from jaxserve.batch.results import append, open_results, result_line
@@ -35,6 +35,7 @@ from jaxserve.cli.options import add_engine_flags, engine_options, join_processe
 from jaxserve.errors import ConfigError
 from jaxserve.model_source import find_folder
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.turn import Dialect
 
 if TYPE_CHECKING:
     from jaxserve.llm import LLM
@@ -90,7 +91,7 @@ def answer_lines(
     """Answer every line; returns a sentence that sums it up."""
     start_s = time.perf_counter()
     num_errors = num_tokens = num_prompt = num_cached = 0
-    items = jobs(todo, served)
+    items = jobs(todo, Reader(served=served, dialect=Dialect.of(tokenizer_of(llm))))
     is_planned = llm.config.scheduling_policy == "batchllm" and llm.config.enable_prefix_caching
     if is_planned:
         items = planned(llm, items, lambda text: tqdm.write(text, file=sys.stderr))

@@ -4,16 +4,19 @@ import json
 
 import pytest
 
-from jaxserve.batch.job import parse_job
+from jaxserve.batch.job import Reader, parse_job
 from jaxserve.batch.lines import parse_line
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.turn import Dialect
 from jaxserve.request import SamplingParams
 from tests.cli.fake_llm import ByteTokenizer
+
+READER = Reader(served=["tiny"], dialect=Dialect())
 
 
 def job_of(url="/v1/completions", **body):
     line = {"custom_id": "a", "method": "POST", "url": url, "body": body}
-    return parse_job(parse_line(json.dumps(line))[1], served=["tiny"])
+    return parse_job(parse_line(json.dumps(line))[1], READER)
 
 
 def completion(**body):
@@ -93,7 +96,7 @@ def test_half_a_surrogate_pair_is_not_text():
 )
 def test_the_frame_of_a_line_is_checked(line, param):
     with pytest.raises(ApiError) as caught:
-        parse_job({"custom_id": "a"} | line, served=["tiny"])
+        parse_job({"custom_id": "a"} | line, READER)
     assert caught.value.param == param
 
 
@@ -128,19 +131,19 @@ def test_the_frame_of_a_line_is_checked(line, param):
         (completion, {"model": "gpt-4"}, "model"),
         (completion, {"model": 7}, "model"),
         (completion, {"allowed_token_ids": []}, "allowed_token_ids"),
-        (completion, {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        (completion, {"structured_outputs": 3}, "structured_outputs"),
         (chat, {"messages": None}, "messages"),
         (chat, {"messages": []}, "messages"),
         (chat, {"messages": "hi"}, "messages"),
         (chat, {"messages": [{"role": "user"}]}, "messages[0].content"),
         (chat, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
-        (chat, {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "tool_calls"),
+        (chat, {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls"),
         (chat, {"prompt": "x"}, "prompt"),
         (chat, {"logprobs": 3}, "logprobs"),
         (chat, {"top_logprobs": 3}, "top_logprobs"),
         (chat, {"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
         (chat, {"tools": [{"type": "function"}]}, "tools"),
-        (chat, {"response_format": {"type": "json_object"}}, "response_format"),
+        (chat, {"response_format": {"type": "xml"}}, "response_format"),
         (embedding, {"input": None}, "input"),
         (embedding, {"encoding_format": "hex"}, "encoding_format"),
         (embedding, {"dimensions": 8}, "dimensions"),
