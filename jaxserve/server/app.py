@@ -12,12 +12,15 @@ import jaxserve
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import JaxserveError
 from jaxserve.openai.errors import ApiError, api_error
+from jaxserve.server.archive import Archive
 from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.routes import (
+    batches,
     chat,
     completions,
+    files,
     health,
     models,
     page,
@@ -30,6 +33,8 @@ ROUTERS = (
     models.router,
     completions.router,
     chat.router,
+    files.router,
+    batches.router,
     stats.router,
     page.router,
 )
@@ -46,14 +51,13 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
-        if lifespan is None:
+        outer = contextlib.nullcontext() if lifespan is None else lifespan(app.state.server)
+        async with outer, app.state.archive.living():
             yield
-        else:
-            async with lifespan(app.state.server):
-                yield
 
     app = FastAPI(title="jaxserve", version=jaxserve.__version__, docs_url=None, redoc_url=None, lifespan=living)
     app.state.server = ServerState(config, model_names, engine)
+    app.state.archive = Archive(app.state.server)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ApiError, _tell_api_error)

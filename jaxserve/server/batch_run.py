@@ -1,7 +1,7 @@
 """A batch from where it is to its end, in a thread of its own. Whatever has been done is on disk before the next is begun.
 
-    validating -> in_progress -> finalizing -> completed
-    failed: from validating, and where the engine fails again and again; expired and cancelled: from any but finalizing
+validating -> in_progress -> finalizing -> completed
+failed: from validating, and where the engine fails again and again; expired and cancelled: from any but finalizing
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from jaxserve.openai.errors import ApiError
 from jaxserve.server.batch_state import Batch, BatchStore
 from jaxserve.server.files import BATCH_OUTPUT, FileStore
 from jaxserve.server.folder import new_id
-from jaxserve.server.lane import Lane, Stopped
+from jaxserve.server.lane import Lane, StoppedError
 
 _MOST_ERRORS = 100  # that are told of a file that is no batch
 _MOST_TOKENS = 1 << 21  # read ahead, to find prompts that begin alike; some 30 MB
@@ -66,7 +66,7 @@ class Run:
                 self._finish("completed")
             elif batch.status == "cancelling":
                 self._finish("cancelled")
-        except Stopped as stopped:
+        except StoppedError as stopped:
             if stopped.reason != "closing":
                 self._finish(stopped.reason)
 
@@ -94,9 +94,7 @@ class Run:
                     raise content
                 check_frame(content, self.reader.endpoints)
             except ApiError as error:
-                errors.append(
-                    {"code": code_of(error), "message": error.message, "line": number, "param": error.param}
-                )
+                errors.append({"code": code_of(error), "message": error.message, "line": number, "param": error.param})
                 if len(errors) >= _MOST_ERRORS or error.code == "too_many_lines":
                     break
         if not total:
@@ -118,7 +116,7 @@ class Run:
                 attempts = 1 if batch.completed + batch.failed > before else attempts + 1
                 if attempts >= _ATTEMPTS:
                     batch.errors = [{"code": "device_error", "message": str(error), "line": None, "param": None}]
-                    raise Stopped("failed") from None
+                    raise StoppedError("failed") from None
 
     def _answer_rest(self) -> None:
         batch, lane = self.batch, self.lane
@@ -223,5 +221,3 @@ class Tally:
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": self.num_input + self.num_output,
         }
-
-

@@ -51,7 +51,9 @@ class Batches:
         """
         if body.endpoint not in ENDPOINTS:
             known = ", ".join(ENDPOINTS)
-            raise ApiError(f"endpoint {body.endpoint!r} is not one of {known}", param="endpoint", code="invalid_endpoint")
+            raise ApiError(
+                f"endpoint {body.endpoint!r} is not one of {known}", param="endpoint", code="invalid_endpoint"
+            )
         unfinished = sum(not batch.has_ended for batch in self._store.of(caller.client))
         if unfinished >= _MOST_UNFINISHED:
             raise ApiError(f"{unfinished} batches are unfinished; wait for some", status=429, code="too_many_batches")
@@ -91,6 +93,7 @@ class Batches:
         move = functools.partial(self._store.move, batch, "validating", "in_progress", to="cancelling")
         if not await asyncio.to_thread(move) and batch.status != "cancelling":
             raise ApiError(f"the batch is {batch.status}, and cannot be cancelled", status=409, code="batch_ended")
+        self._pump()
 
     async def close(self) -> None:
         """Stop all, wherever they are. What is answered is on disk; another server goes on."""
@@ -108,16 +111,19 @@ class Batches:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
+            self._pump()  # some may have expired
             with contextlib.suppress(OSError):  # next time
                 await asyncio.to_thread(self._files.sweep)
                 await asyncio.to_thread(self._store.sweep)
 
     def _pump(self) -> None:
-        """Start batches that wait, while there is room: the oldest first, but of each client only some."""
+        """Start batches that wait, while there is room: the oldest first, but of each client only some. Those that are
+        to end have to wait for nobody."""
         for batch in list(self._waiting):
-            if self._share is None or self._is_closing.is_set() or len(self._running) >= _AT_ONCE:
+            if self._share is None or self._is_closing.is_set():
                 return
-            if self._clients[batch.client] < _AT_ONCE_PER_CLIENT:
+            has_room = len(self._running) < _AT_ONCE and self._clients[batch.client] < _AT_ONCE_PER_CLIENT
+            if has_room or self._reason(batch):
                 self._waiting.remove(batch)
                 self._clients[batch.client] += 1
                 self._share.num_lanes += 1

@@ -37,13 +37,26 @@ def meta_of(request: Request, body: MetaFields) -> dict[str, Any]:
     Raises:
       ApiError: a header that is no number where one is wanted, or a client that the key does not stand for.
     """
-    meta = _from_headers(request) | body.meta()
-    client = caller_of(request).client
+    return owned(_from_headers(request) | body.meta(), caller_of(request))
+
+
+def owned(meta: dict[str, Any], caller: Caller) -> dict[str, Any]:
+    """The same as said by a caller.
+
+    Raises:
+      ApiError: a client that the key does not stand for.
+    """
+    client = caller.client
     if client:
         if meta.get("client", client) != client:
             raise ApiError(f"this key belongs to client {client!r}", status=403, param="client", code="wrong_client")
-        meta["client"] = client
+        meta = meta | {"client": client}
     return meta
+
+
+def headers_meta(request: Request) -> dict[str, Any]:
+    """What the headers alone say: for all requests of a batch. Not `owned` yet."""
+    return _from_headers(request)
 
 
 def _from_headers(request: Request) -> dict[str, Any]:

@@ -107,9 +107,7 @@ class FileStore:
             with part.open("wb") as file:
                 num_bytes = self._copy(source, file, purpose)
                 lifetime_s = self._ttl_s if ttl_s is None else min(ttl_s, self._ttl_s)
-                known = StoredFile(
-                    file_id, client, plain(filename), purpose, num_bytes, now_s, now_s + lifetime_s
-                )
+                known = StoredFile(file_id, client, plain(filename), purpose, num_bytes, now_s, now_s + lifetime_s)
                 with self._adding:
                     if purpose != BATCH_OUTPUT:  # results are never lost for want of room
                         self._check_room(client, num_bytes)

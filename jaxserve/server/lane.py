@@ -25,7 +25,7 @@ _WAIT_S = 0.1  # for news, and before asking again for a place
 _UNKNOWN_BUDGET = 512  # tokens of a step, where the engine has chosen by itself
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The batch was told to end: `reason` is "cancelled", "expired" or "closing"."""
 
     def __init__(self, reason: str):
@@ -52,9 +52,7 @@ class Share:
 class Lane:
     """One batch's. `Engine` of jaxserve/batch/flight.py."""
 
-    def __init__(
-        self, engine: AsyncEngine, share: Share, loop: asyncio.AbstractEventLoop, stop: Callable[[], str]
-    ):
+    def __init__(self, engine: AsyncEngine, share: Share, loop: asyncio.AbstractEventLoop, stop: Callable[[], str]):
         """`stop`: why the batch must end; empty while it need not."""
         self._engine = engine
         self._share = share
@@ -82,10 +80,10 @@ class Lane:
         return 0 if waiting >= (self.config.max_num_batched_tokens or _UNKNOWN_BUDGET) else self._share.room()
 
     def check(self) -> None:
-        """Raises Stopped if the batch must end."""
+        """Raises StoppedError if the batch must end."""
         reason = self._stop()
         if reason:
-            raise Stopped(reason)
+            raise StoppedError(reason)
 
     def submit(self, prompt: Prompt, params: SamplingParams, *, task: Task, meta: Mapping[str, Any]) -> str:
         """Queue a prompt. While the engine takes no more requests it waits for its place.
@@ -94,9 +92,7 @@ class Lane:
           RequestError: it can never be served.
         """
         meta = {**meta, "priority": LATER + meta.get("priority", 0)}
-        request, text = self._engine.intake.request(
-            prompt, params, task=task, meta=meta, request_id=new_id("batch-")
-        )
+        request, text = self._engine.intake.request(prompt, params, task=task, meta=meta, request_id=new_id("batch-"))
         self._unread[request.request_id] = len(request.prompt_token_ids)
         self._loop.call_soon_threadsafe(self._begin, request, text)
         return request.request_id
@@ -105,7 +101,7 @@ class Lane:
         """Wait for news, not for long.
 
         Raises:
-          Stopped: the batch must end.
+          StoppedError: the batch must end.
           UnavailableError: the engine is shut down.
         """
         self.check()

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
 
 import uvicorn
 
 from jaxserve.async_engine import AsyncEngine
-from jaxserve.errors import JaxserveError
+from jaxserve.errors import JaxserveError, UnavailableError
 from jaxserve.server.app import create_app
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.state import ServerState
@@ -17,7 +18,7 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
     """Serve until SIGTERM or Ctrl-C.
 
     Raises:
-      JaxserveError: the engine could not be loaded.
+      JaxserveError: the engine could not be loaded, or another server has the folder of files.
     """
     failures = list[JaxserveError]()
 
@@ -39,6 +40,12 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
             server.should_exit = True
 
     app = create_app(config, model_names, lifespan=lifespan)
+    try:
+        app.state.archive.claim()
+    except UnavailableError as error:
+        if config.files_dir is not None:
+            raise
+        print(f"jaxserve: no files and batches here: {error}", file=sys.stderr)  # noqa: T201  for whoever has started it
     server = uvicorn.Server(
         uvicorn.Config(app, host=config.host, port=config.port, log_level="warning", access_log=False)
     )
