@@ -26,6 +26,7 @@ from jaxserve.server.routes import (
     metrics,
     models,
     page,
+    responses,
     stats,
 )
 from jaxserve.server.state import ServerState
@@ -37,6 +38,7 @@ ROUTERS = (
     models.router,
     completions.router,
     chat.router,
+    responses.router,
     stats.router,
     page.router,
 )

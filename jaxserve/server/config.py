@@ -28,6 +28,9 @@ class ServerConfig:
     reasoning_parser: str | None = option(
         None, "take the model's thoughts out of its answers", choices=tuple(REASONING_PARSERS)
     )
+    response_store_bytes: int = option(
+        64 << 20, "most memory for responses that can be asked for again (/v1/responses), in bytes; 0: none are kept"
+    )
     max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
     max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
 
@@ -97,6 +100,8 @@ class ServerConfig:
         parser_name(self.tool_call_parser, None)
         if self.reasoning_parser is not None:
             ReasoningParser(self.reasoning_parser, None)
+        if self.response_store_bytes < 0:
+            raise ConfigError(f"response_store_bytes={self.response_store_bytes} must be 0 or more")
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -14,6 +14,7 @@ from jaxserve.server import limits
 from jaxserve.server.buckets import Quotas
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.metrics import Metrics
+from jaxserve.server.response_store import ResponseStore
 from jaxserve.server.stats import Stats
 from jaxserve.server.traffic import Traffic
 from jaxserve.server.visit import note
@@ -34,11 +35,13 @@ class ServerState:
     traffic: Traffic = dataclasses.field(default_factory=Traffic)
     metrics: Metrics = dataclasses.field(init=False)
     quotas: Quotas = dataclasses.field(init=False)
+    responses: ResponseStore = dataclasses.field(init=False)
     _review: Callable[[Request], Request] = dataclasses.field(init=False)
     _dialect: Dialect | None = None
 
     def __post_init__(self) -> None:
         self.stats = Stats(self.model_names[0])
+        self.responses = ResponseStore(self.config.response_store_bytes)
         self.metrics = Metrics(self.model_names[0], self.traffic)
         self.quotas = Quotas(
             requests_per_minute=self.config.requests_per_minute,
