@@ -234,6 +234,10 @@ class AsyncEngine:
         """Say that no more requests of a program will come, so that scheduling policies may forget it."""
         await self.ask(lambda: self._engine.end_program(program))
 
+    async def unpin(self, name: str) -> None:
+        """Let the prompt beginnings that requests have pinned under this name be evicted."""
+        await self.ask(lambda: self._engine.scheduler.unpin(name))
+
     async def metrics(self) -> dict[str, Any]:
         """What the engine is and has done; see `LLM.metrics`."""
         return await self.ask(self._built.metrics)

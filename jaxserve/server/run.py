@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from jaxserve.async_engine import AsyncEngine
+from jaxserve.errors import UnavailableError
 from jaxserve.server.app import create_app
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.door import Hosts
@@ -34,6 +35,7 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
 
     Raises:
       ConfigError: it cannot listen there, or has no use of the certificates or keys.
+      UnavailableError: another server has the folder of files.
       Exception: of `load`.
     """
     with logging_to(form=config.log_format, level=config.log_level):
@@ -44,7 +46,14 @@ def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], 
     context, listening = tls(config), listen(config)
     raise_file_limit()
     run = _Run(config, load)
-    app: ASGIApp = create_app(config, model_names, lifespan=run.lifespan)
+    made = create_app(config, model_names, lifespan=run.lifespan)
+    try:
+        made.state.archive.claim()
+    except UnavailableError as error:
+        if config.files_dir is not None:
+            raise
+        _log.warning("no files and batches here: %s", error)
+    app: ASGIApp = made
     if is_private(listening) and not config.has_keys:
         app = Hosts(app, (config.host, *config.allowed_host))
     if not is_private(listening) and not config.has_keys:
