@@ -54,11 +54,28 @@ class Tokenizer:
         """The id of a token given as text, such as `</s>`."""
         return self._backend.token_to_id(token)
 
+    def as_json(self) -> str:
+        """The `tokenizer.json`, as it is used: nothing is padded or cut."""
+        backend = type(self._backend).from_str(self._backend.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        return backend.to_str()
+
     @property
     def eos_token_id(self) -> int | None:
         """The end token that `tokenizer_config.json` names."""
         name = self._special_tokens.get("eos_token")
         return None if name is None else self._backend.token_to_id(name)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template as it is written: it tells which roles it knows, and in which form it wants calls."""
+        return self._chat_template
+
+    def is_special(self, token: str) -> bool:
+        """Whether `decode` leaves this token out unless it is asked not to."""
+        token_id = self.token_id(token)
+        return token_id is not None and not self.decode([token_id])
 
     @property
     def has_chat_template(self) -> bool:

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 from jaxserve.config import names_unknown_options, option
 from jaxserve.errors import ConfigError
+from jaxserve.openai.reasoning import PARSERS as REASONING_PARSERS
+from jaxserve.openai.reasoning import ReasoningParser
+from jaxserve.openai.tools.choose import CHOICES as TOOL_PARSERS
+from jaxserve.openai.tools.choose import parser_name
 
 
 @names_unknown_options
@@ -17,8 +21,28 @@ class ServerConfig:
     port: int = option(8000, "port to listen on; 0: any free one")
     root_path: str = option("", "path before all of ours that a proxy takes away, as /llm")
     served_model_name: Sequence[str] = option((), "name of the model in requests; default: as it was given")
+    enable_auto_tool_choice: bool = option(True, "let models decide to call tools where requests leave it to them")
+    tool_call_parser: str = option(
+        "auto", "how the model writes tool calls; auto: as its chat template says", choices=TOOL_PARSERS
+    )
+    reasoning_parser: str | None = option(
+        None, "take the model's thoughts out of its answers", choices=tuple(REASONING_PARSERS)
+    )
+    response_store_bytes: int = option(
+        64 << 20, "most memory for responses that can be asked for again (/v1/responses), in bytes; 0: none are kept"
+    )
     max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
     max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
+
+    # What is seen of it.
+    log_format: str = option("text", "lines for people, or JSON objects for machines", ("text", "json"))
+    log_level: str = option(
+        "info", "how much is logged; prompts may be quoted at debug only", ("debug", "info", "warning", "error")
+    )
+    log_requests: bool = option(True, "log a line for each request that has ended")
+    otlp_traces_endpoint: str | None = option(
+        None, "collector of OpenTelemetry traces (OTLP over HTTP), as http://127.0.0.1:4318/v1/traces"
+    )
 
     # Who may come in.
     api_key: Sequence[str] = dataclasses.field(
@@ -73,6 +97,11 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise ConfigError(f"port={self.port} must be from 0 to 65535")
+        parser_name(self.tool_call_parser, None)
+        if self.reasoning_parser is not None:
+            ReasoningParser(self.reasoning_parser, None)
+        if self.response_store_bytes < 0:
+            raise ConfigError(f"response_store_bytes={self.response_store_bytes} must be 0 or more")
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -8,13 +8,16 @@ from jaxserve.clock import Clock
 from jaxserve.output import RequestOutput
 from jaxserve.stream import Stream
 
+# What came by which route, told by the beginning of its id: OpenAI's prefixes.
+_KINDS = {"cmpl": "completions", "chatcmpl": "chat", "resp": "responses", "embd": "embeddings"}
+
 
 @dataclasses.dataclass(slots=True)
 class Row:
     """One request. Times are seconds of the engine's clock; None: not yet, or never."""
 
     id: str
-    kind: str  # the route that it came by
+    kind: str
     model: str
     client: str
     arrival_s: float
@@ -37,18 +40,21 @@ class _Entry:
 class Recent:
     """A ring of the last `size` requests, in order of arrival. For the thread of the event loop."""
 
-    def __init__(self, clock: Clock, size: int = 64):
+    def __init__(self, clock: Clock, model: str, size: int = 64):
         self._clock = clock
+        self._model = model
         self._entries: deque[_Entry] = deque(maxlen=size)
 
-    def add(self, stream: Stream, *, kind: str, model: str) -> None:
+    def add(self, stream: Stream) -> None:
         """Follow a request from now on. Nothing has to be said when it ends."""
-        self._settle()
+        for entry in self._entries:
+            if entry.stream is not None and entry.stream.is_ended:
+                self._settle(entry, entry.stream)
         request = stream.request
         row = Row(
             id=request.request_id,
-            kind=kind,
-            model=model,
+            kind=_kind(request.request_id),
+            model=self._model,
             client=request.client,
             arrival_s=request.arrival_s or self._clock.now_s(),
             prompt_tokens=len(request.prompt_token_ids),
@@ -57,19 +63,24 @@ class Recent:
 
     def rows(self, client: str | None = None) -> list[dict[str, Any]]:
         """Newest first, as of now. With a client's name only its own."""
-        self._settle()
+        for entry in self._entries:
+            if entry.stream is not None:
+                self._settle(entry, entry.stream)
         rows = (entry.row for entry in reversed(self._entries))
         return [dataclasses.asdict(row) for row in rows if client is None or row.client == client]
 
-    def _settle(self) -> None:
-        """Bring rows up to date, and let go of those that have ended."""
-        for entry in self._entries:
-            if entry.stream is not None:
-                _update(entry.row, entry.stream.output)
-                if entry.stream.is_ended:
-                    if entry.row.finish_reason is None:  # the engine refused it, or is no more
-                        entry.row.finish_reason, entry.row.finished_s = "error", self._clock.now_s()
-                    entry.stream = None
+    def _settle(self, entry: _Entry, stream: Stream) -> None:
+        """Bring a row up to date, and let go of its request if that has ended."""
+        _update(entry.row, stream.output)
+        if stream.is_ended:
+            if entry.row.finish_reason is None:  # the engine refused it, or is no more
+                entry.row.finish_reason, entry.row.finished_s = "error", self._clock.now_s()
+            entry.stream = None
+
+
+def _kind(request_id: str) -> str:
+    prefix = request_id.replace("_", "-").partition("-")[0]
+    return _KINDS.get(prefix, prefix)
 
 
 def _update(row: Row, output: RequestOutput | None) -> None:

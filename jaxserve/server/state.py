@@ -8,10 +8,16 @@ from starlette.requests import HTTPConnection
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.turn import Dialect
 from jaxserve.request import Request
 from jaxserve.server import limits
 from jaxserve.server.buckets import Quotas
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.metrics import Metrics
+from jaxserve.server.response_store import ResponseStore
+from jaxserve.server.stats import Stats
+from jaxserve.server.traffic import Traffic
+from jaxserve.server.visit import note
 from jaxserve.stream import Stream
 from jaxserve.tokenizer import Tokenizer
 
@@ -25,10 +31,18 @@ class ServerState:
     engine: AsyncEngine | None = None  # until it is loaded
     started: int = dataclasses.field(default_factory=lambda: int(time.time()))
     is_closing: bool = False  # no more requests are taken
+    stats: Stats = dataclasses.field(init=False)
+    traffic: Traffic = dataclasses.field(default_factory=Traffic)
+    metrics: Metrics = dataclasses.field(init=False)
     quotas: Quotas = dataclasses.field(init=False)
+    responses: ResponseStore = dataclasses.field(init=False)
     _review: Callable[[Request], Request] = dataclasses.field(init=False)
+    _dialect: Dialect | None = None
 
     def __post_init__(self) -> None:
+        self.stats = Stats(self.model_names[0])
+        self.responses = ResponseStore(self.config.response_store_bytes)
+        self.metrics = Metrics(self.model_names[0], self.traffic)
         self.quotas = Quotas(
             requests_per_minute=self.config.requests_per_minute,
             tokens_per_minute=self.config.tokens_per_minute,
@@ -40,7 +54,8 @@ class ServerState:
     def serve(self, engine: AsyncEngine) -> None:
         """From now on it answers."""
         self._review = limits.review(self.config)
-        engine.listeners.append(self._charge)
+        engine.listeners += [self._charge, self.stats.recent.add, note]
+        self.metrics.engine = engine
         engine.intake.reviews.append(self._review)
         self.engine = engine
 
@@ -48,8 +63,10 @@ class ServerState:
         """The engine may serve others now."""
         if self.engine is not None:
             self.engine.listeners.remove(self._charge)
+            self.engine.listeners.remove(self.stats.recent.add)
+            self.engine.listeners.remove(note)  # one of them, if another app has this engine too
             self.engine.intake.reviews.remove(self._review)
-            self.engine = None
+            self.engine = self.metrics.engine = None
 
     def _charge(self, stream: Stream) -> None:
         # Without keys a client is whoever it says, so all share one account.
@@ -71,6 +88,18 @@ class ServerState:
         """The model's tokenizer, if it has one."""
         intake = self.ready_engine.intake
         return intake.tokenizer if intake.has_tokenizer else None
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the model writes calls and thoughts."""
+        if self._dialect is None:
+            options = self.config
+            self._dialect = Dialect.of(
+                self.tokenizer,
+                tool_parser=options.tool_call_parser if options.enable_auto_tool_choice else "none",
+                reasoning_parser=options.reasoning_parser,
+            )
+        return self._dialect
 
     def model(self, name: str | None) -> str:
         """The name that the answer carries.

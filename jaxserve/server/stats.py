@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxserve.clock import Clock
+from jaxserve.clock import Clock, WallClock
 from jaxserve.server.rates import Rates
 from jaxserve.server.recent import Recent
 
@@ -11,10 +11,10 @@ from jaxserve.server.recent import Recent
 class Stats:
     """Puts readings together. Times are of the clock of the engine, in seconds; shares are from 0 to 1."""
 
-    def __init__(self, clock: Clock, recent: Recent, window_s: float = 5.0):
-        self._clock = clock
-        self._recent = recent
-        self._rates = Rates(window_s)
+    def __init__(self, model: str, clock: Clock | None = None):
+        self._clock = clock or WallClock()
+        self._rates = Rates()
+        self.recent = Recent(self._clock, model)
 
     def read(self, metrics: Mapping[str, Any], client: str | None = None) -> dict[str, Any]:
         """From the engine's metrics. With a client's name only requests of its own are listed; gauges are of all.
@@ -34,5 +34,5 @@ class Stats:
             "window_s": self._rates.window_s,
             "output_tokens_per_s": rates["output_tokens"],
             "prompt_tokens_per_s": rates["prompt_tokens"],  # computed ones: those found in the cache took no time
-            "requests": self._recent.rows(client),
+            "requests": self.recent.rows(client),
         }

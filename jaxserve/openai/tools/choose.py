@@ -18,6 +18,7 @@ PARSERS: Mapping[str, Callable[[Sink], Rules[None]]] = MappingProxyType(
     }
 )
 CHOICES = ("auto", "none", *PARSERS)
+TAGS = (hermes.OPEN, hermes.CLOSE, llama3.TAG, pythonic.OPEN, pythonic.CLOSE)
 _OTHER_FORMS = ("<function=", "<arg_key>")  # inside of <tool_call>: Qwen3-Coder's and GLM's own
 _SIGNS = (  # what a template tells the model to write -> who reads that
     ("func_name1(", "pythonic"),

@@ -44,8 +44,8 @@ export class Answer {
   end(facts) {
     this.element.setAttribute("aria-busy", "false");
     this.body.end();
-    if (this.text) this.foot.append(copier(this.text));
     if (facts.length) this.foot.append(make("span", "facts", facts.join(" · ")));
+    if (this.text) this.foot.append(copier(this.text));
   }
 
   /** Say why it did not come to its end. */

@@ -30,7 +30,8 @@ export class Text {
         }
       }
       const size = end < 0 ? this.held.length : end + 1;
-      this.tail.appendData(this.held.slice(0, size)); // in place: a long answer costs no more per token than a short one
+      // In place: a long answer costs no more per token than a short one. Prose begins with its first line that is not empty.
+      if (this.tag === "pre" || this.tail.length || this.held.slice(0, size).trim()) this.tail.appendData(this.held.slice(0, size));
       this.held = this.held.slice(size);
       this.isLineStart = end >= 0;
     }
@@ -44,6 +45,7 @@ export class Text {
   }
 
   open(tag) {
+    if (this.tag === "p") this.tail.data = this.tail.data.trimEnd();
     const block = make(tag, tag === "p" ? "text" : "code");
     if (tag === "pre") block.tabIndex = 0; // wide code scrolls, also by keyboard
     this.tail = document.createTextNode("");

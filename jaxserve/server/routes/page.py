@@ -4,8 +4,10 @@ import functools
 import hashlib
 from importlib import resources
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import PlainTextResponse
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from jaxserve.openai.errors import ApiError
 
 router = APIRouter(include_in_schema=False)
 
@@ -43,7 +45,7 @@ def _files() -> dict[str, tuple[bytes, str, str]]:
 
 def _answer(request: Request, name: str) -> Response:
     if name not in _files():
-        return PlainTextResponse("There is no such file.\n", status_code=404, headers=_HEADERS)
+        raise ApiError(f"the page has no file {name[:100]!r}", status=404)
     content, kind, tag = _files()[name]
     headers = _HEADERS | {"ETag": tag}
     known = [part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(",")]
