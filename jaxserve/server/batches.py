@@ -141,7 +141,7 @@ class Batches:
                 served=state.model_names,
                 dialect=state.dialect,
                 endpoints=(batch.endpoint,),
-                own=lambda meta: owned(batch.meta | meta, Caller(batch.client)),
+                own=lambda meta: owned(batch.meta | meta, Caller(batch.client), isolate=config.isolate_clients),
             ),
             limits=Limits(max_lines=config.max_batch_lines, max_line_bytes=config.max_body_bytes),
         )

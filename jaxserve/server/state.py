@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 from starlette.requests import HTTPConnection
 
@@ -9,8 +10,12 @@ from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.names import served_name
 from jaxserve.openai.turn import Dialect
+from jaxserve.request import Request
+from jaxserve.server import limits
+from jaxserve.server.buckets import Quotas
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.stats import Stats
+from jaxserve.stream import Stream
 from jaxserve.tokenizer import Tokenizer
 
 
@@ -22,18 +27,40 @@ class ServerState:
     model_names: tuple[str, ...]
     engine: AsyncEngine | None = None  # until it is loaded
     started: int = dataclasses.field(default_factory=lambda: int(time.time()))
-    _dialect: Dialect | None = None
+    is_closing: bool = False  # no more requests are taken
     stats: Stats = dataclasses.field(init=False)
+    quotas: Quotas = dataclasses.field(init=False)
+    _review: Callable[[Request], Request] = dataclasses.field(init=False)
+    _dialect: Dialect | None = None
 
     def __post_init__(self) -> None:
         self.stats = Stats(self.model_names[0])
+        self.quotas = Quotas(
+            requests_per_minute=self.config.requests_per_minute,
+            tokens_per_minute=self.config.tokens_per_minute,
+            max_concurrency=self.config.max_concurrency_per_client,
+        )
         if self.engine is not None:
             self.serve(self.engine)
 
     def serve(self, engine: AsyncEngine) -> None:
         """From now on it answers."""
-        engine.listeners.append(self.stats.recent.add)
+        self._review = limits.review(self.config)
+        engine.listeners += [self._charge, self.stats.recent.add]
+        engine.intake.reviews.append(self._review)
         self.engine = engine
+
+    def release(self) -> None:
+        """The engine may serve others now."""
+        if self.engine is not None:
+            self.engine.listeners.remove(self._charge)
+            self.engine.listeners.remove(self.stats.recent.add)
+            self.engine.intake.reviews.remove(self._review)
+            self.engine = None
+
+    def _charge(self, stream: Stream) -> None:
+        # Without keys a client is whoever it says, so all share one account.
+        self.quotas.follow(stream.request.client if self.config.has_keys else "", stream)
 
     @property
     def ready_engine(self) -> AsyncEngine:

@@ -22,6 +22,7 @@ class ScriptedEngine:
         self.finish_reason = "stop"
         self.requests: list[Request] = []
         self.intake = Intake(tokenizer, (), lambda request: None)
+        self.listeners: list[Any] = []
 
     async def prepare(self, work: Any, *args: Any) -> Any:
         """See AsyncEngine."""
