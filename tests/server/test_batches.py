@@ -206,7 +206,7 @@ def test_the_other_endpoints_are_there_too(alice, url, body):
 
 
 def test_a_server_that_ends_leaves_its_batch_to_the_next(engine, tmp_path):
-    lines = slow_lines(30)
+    lines = slow_lines(16)
     with serving_files(engine, tmp_path) as first, client_of(first) as client:
         batch = begin(client, lines)
         waits = begin(client, [line("late")], completion_window="7d")
@@ -219,10 +219,10 @@ def test_a_server_that_ends_leaves_its_batch_to_the_next(engine, tmp_path):
     with serving_files(engine, tmp_path) as second, client_of(second) as client:
         client.models.list()  # no call to batches is needed
         again = end(client, batch)
-        assert again.status == "completed" and again.request_counts.completed == 30
+        assert again.status == "completed" and again.request_counts.completed == 16
         answers = client.files.content(again.output_file_id).content
         assert answers.startswith(before[: before.rindex(b"\n", 0, -1) + 1]), "what was answered is kept as it was"
-        assert set(rows(client, again.output_file_id)) == {f"id-{number}" for number in range(30)}
+        assert set(rows(client, again.output_file_id)) == {f"id-{number}" for number in range(16)}
         assert end(client, waits).status == "completed"
         left = [path.name for path in (tmp_path / "archive" / "batches" / batch.id).iterdir()]
         assert left == ["state.json"]
