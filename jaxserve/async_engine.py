@@ -60,7 +60,8 @@ class AsyncEngine:
         self._built = distributed.build(model, self.config)
         self._engine = self._built.engine
         self.listeners: list[Callable[[Stream], None]] = []  # told of each request that is taken, on its event loop
-        self.intake = Intake(self._built.tokenizer, self._built.model.eos_token_ids, self._engine.check)
+        cfg = self._built.model
+        self.intake = Intake(self._built.tokenizer, cfg.eos_token_ids, self._engine.check, vocab_size=cfg.vocab_size)
         self._streams: dict[str, Stream] = {}  # of unfinished requests; changed by the threads of event loops only
         self._closed = ""  # why no request is taken any more
         self._lock = threading.Lock()  # between "is it closed?" and what follows from the answer

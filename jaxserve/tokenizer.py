@@ -54,6 +54,13 @@ class Tokenizer:
         """The id of a token given as text, such as `</s>`."""
         return self._backend.token_to_id(token)
 
+    def as_json(self) -> str:
+        """The `tokenizer.json`, as it is used: nothing is padded or cut."""
+        backend = type(self._backend).from_str(self._backend.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        return backend.to_str()
+
     @property
     def eos_token_id(self) -> int | None:
         """The end token that `tokenizer_config.json` names."""

@@ -53,18 +53,18 @@ class Body(BaseModel):
     def _known(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value  # pydantic says what is wrong
-        kept = dict[str, Any]()
-        known = cls.model_fields  # looked up once: it is slow
+        # Looked up once: it is slow.
+        fields, kept = {field.alias or name for name, field in cls.model_fields.items()}, dict[str, Any]()
         for key, item in value.items():
-            if item is None or (key in LABELS and cls.neutral):
+            if item is None or (key in LABELS and cls.neutral and key not in fields):
                 continue
-            if key in known:
+            if key in fields:
                 kept[key] = item
             elif key in cls.neutral:
                 if item not in cls.neutral[key]:
                     raise _fault(f"{key}={json.dumps(item)[:60]} is not supported", key, "unsupported_field")
             else:
-                near = nearest(key, [*known, *cls.neutral])
+                near = nearest(key, [*fields, *cls.neutral])
                 raise _fault(
                     f"unknown field {key[:60]!r}" + (f"; did you mean {near!r}?" if near else ""), key, "unknown_field"
                 )

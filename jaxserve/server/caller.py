@@ -38,7 +38,7 @@ def meta_of(request: Request, body: MetaFields) -> dict[str, Any]:
     Raises:
       ApiError: a header that is no number where one is wanted, or a client that the key does not stand for.
     """
-    meta = headers_meta(request) | body.meta()
+    meta = _from_headers(request) | body.meta()
     config, expiry = state_of(request).config, request.scope.get("expiry")
     if config.enforce_deadlines and expiry is not None and "deadline_s" in meta:
         expiry.within(meta["deadline_s"], "the request was not answered within the deadline_ms that it came with")
@@ -64,11 +64,11 @@ def owned(meta: dict[str, Any], caller: Caller, *, isolate: bool) -> dict[str, A
 
 
 def headers_meta(request: Request) -> dict[str, Any]:
-    """What the headers alone say; not `owned` yet.
+    """What the headers alone say: for all requests of a batch. Not `owned` yet."""
+    return _from_headers(request)
 
-    Raises:
-      ApiError: one is no number where one is wanted.
-    """
+
+def _from_headers(request: Request) -> dict[str, Any]:
     given = {name: request.headers[header] for header, name in _HEADERS.items() if header in request.headers}
     found: dict[str, Any] = dict(given)
     if "parents" in found:

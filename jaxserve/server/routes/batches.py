@@ -18,7 +18,7 @@ async def create(request: Request) -> Response:
     """Begin a batch."""
     _, _, batches = await archive_of(request).open()
     caller, meta = caller_of(request), headers_meta(request)
-    owned(meta, caller, isolate=False)  # a client that it is not is told now, and not for each line
+    owned(meta, caller, isolate=False)  # refuses clients that the key does not stand for
     batch = await batches.add(await read_body(request, BatchBody), caller, meta)
     return JsonResponse(batch.body())
 
