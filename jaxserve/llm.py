@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jaxserve import distributed
 from jaxserve.config import EngineConfig
 from jaxserve.errors import DeviceError, RequestError
-from jaxserve.intake import Intake, Prompt, score_of
+from jaxserve.intake import Intake, Prompt, score_of, vectors_of
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.tokenizer import Tokenizer
@@ -105,7 +105,7 @@ class LLM:
         prompts = [self.chat_prompt(c, **(chat_template_kwargs or {})) for c in conversations]
         return self.generate(prompts, params, progress=progress)
 
-    def chat_prompt(self, messages: Any, **variables: Any) -> dict[str, Any]:
+    def chat_prompt(self, messages: Any, /, **variables: Any) -> dict[str, Any]:
         """A conversation as a prompt for `generate` or `stream`."""
         return self._intake.chat_prompt(messages, **variables)
 
@@ -120,10 +120,8 @@ class LLM:
 
     def embed(self, prompts: Prompt | Sequence[Prompt], *, normalize: bool = True) -> np.ndarray:
         """The last token's final hidden state of each prompt, float32[n, e]; of length 1 unless `normalize=False`."""
-        params = SamplingParams(temperature=0.0)
-        requests = [self._intake.request(prompt, params, task=Task.EMBED) for prompt in _as_batch(prompts)]
-        vectors = np.stack([output.hidden for output in self._run(requests) if output.hidden is not None])
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
+        requests = [self._intake.embed_request(prompt) for prompt in _as_batch(prompts)]
+        return vectors_of(self._run(requests), normalize=normalize)
 
     def submit(
         self,

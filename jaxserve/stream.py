@@ -34,7 +34,10 @@ class Stream:
 
         Raises:
           RequestError, UnavailableError: the engine did not take the request, or has failed.
+          RuntimeError: another task waits already.
         """
+        if self._waiter is not None:
+            raise RuntimeError("a stream has one consumer, and another task waits for it already")
         while not self._events and not self.is_ended:
             self._waiter = self.loop.create_future()
             try:

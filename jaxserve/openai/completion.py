@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic import field_validator
 
-from jaxserve.intake import Prompt
 from jaxserve.openai.envelope import envelope, frame, usage
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.fields import NEUTRAL, MetaFields, SamplingFields, StreamOptions
 from jaxserve.openai.logprobs import Table, completion_logprobs, prompt_logprobs
+from jaxserve.openai.prompts import PromptFields, Prompts, check_count, listed
 from jaxserve.output import CompletionOutput, Event, RequestOutput
 from jaxserve.request import SamplingParams
 from jaxserve.tokenizer import Tokenizer
@@ -18,37 +18,30 @@ PREFIX = "cmpl"
 MAX_PROMPTS = 1024  # of one body
 
 
-class CompletionBody(SamplingFields, MetaFields):
+class CompletionBody(SamplingFields, PromptFields, MetaFields):
     """The body of a request."""
 
     neutral = NEUTRAL
 
     model: str | None = None
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     echo: bool = False
     logprobs: int | None = None
     best_of: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    add_special_tokens: bool = True
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
 
     @field_validator("prompt")
     @classmethod
-    def _not_empty(cls, prompt: Any) -> Any:
-        if isinstance(prompt, list) and not prompt:
-            raise ValueError("there is no prompt in the list")
-        if isinstance(prompt, list) and not isinstance(prompt[0], int) and len(prompt) > MAX_PROMPTS:
-            raise ValueError(f"{len(prompt)} prompts are too many; send at most {MAX_PROMPTS} at a time")
-        return prompt
+    def _count(cls, prompt: Any) -> Any:
+        return check_count(prompt, MAX_PROMPTS)
 
     @property
     def prompts(self) -> list[str | list[int]]:
         """One by one."""
-        prompt = self.prompt
-        if isinstance(prompt, str) or isinstance(prompt[0], int):
-            return [prompt]  # pyright: ignore[reportReturnType]
-        return list(prompt)  # pyright: ignore[reportArgumentType, reportReturnType]
+        return listed(self.prompt)
 
     @property
     def prompt_only(self) -> bool:
@@ -69,13 +62,6 @@ class CompletionBody(SamplingFields, MetaFields):
         if self.max_tokens is None or self.prompt_only:
             more["max_tokens"] = 1 if self.prompt_only else 16
         return self.sampling_params(**more)
-
-    def ready(self, prompt: str | list[int], tokenizer: Tokenizer | None) -> Prompt:
-        """A prompt for the engine."""
-        if isinstance(prompt, str) and not self.add_special_tokens and tokenizer is not None:
-            ids = tokenizer.encode(prompt, add_special_tokens=False)
-            return {"prompt": prompt, "prompt_token_ids": ids}
-        return prompt
 
 
 def answer(

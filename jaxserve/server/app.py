@@ -15,10 +15,10 @@ from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.json import JsonResponse
-from jaxserve.server.routes import completions, health, models
+from jaxserve.server.routes import completions, embeddings, health, models, tokens
 from jaxserve.server.state import ServerState
 
-ROUTERS = (health.router, models.router, completions.router)
+ROUTERS = (health.router, models.router, completions.router, embeddings.router, tokens.router)
 _GONE = 499  # nginx's number for a caller who did not wait
 
 

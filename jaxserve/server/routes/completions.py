@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from jaxserve.intake import Prompt
 from jaxserve.openai.completion import PREFIX, Chunks, CompletionBody, answer
 from jaxserve.openai.envelope import new_id
 from jaxserve.output import RequestOutput
@@ -45,7 +44,7 @@ async def start(
 
     def one(number: int, prompt: str | list[int]) -> Any:
         request_id = response_id if len(prompts) == 1 else f"{response_id}-{number}"
-        ready: Prompt = body.ready(prompt, tokenizer)
+        ready = body.ready(prompt, tokenizer, engine.max_model_len - (params.max_tokens or 1))
         return engine.intake.request(ready, params, meta=meta, request_id=request_id)
 
     prompts = body.prompts
