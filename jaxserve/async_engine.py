@@ -10,7 +10,7 @@ import contextlib
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -341,9 +341,10 @@ class AsyncEngine:
             if stream is not None:
                 by_loop.setdefault(stream.loop, {}).setdefault(stream, []).append(event)
         for loop, by_stream in by_loop.items():
-            # Here and not on the loop, which may be closed before it gets to it.
-            self._forget([stream for stream, news in by_stream.items() if news[-1].output.finished])
-            self._on_loop(loop, _push, by_stream)
+            # Here and not on the loop: it may be closed before it gets to it, and outputs may have gone on by then.
+            last = {stream for stream, news in by_stream.items() if news[-1].output.finished}
+            self._forget(last)
+            self._on_loop(loop, _push, (by_stream, last))
 
     def _end(self, reason: str) -> None:
         """No step will follow: whoever waits is told so."""
@@ -369,7 +370,7 @@ class AsyncEngine:
             for stream in lost:
                 self._engine.abort(stream.request_id)
 
-    def _forget(self, streams: Sequence[Stream]) -> None:
+    def _forget(self, streams: Collection[Stream]) -> None:
         with self._lock:
             for stream in streams:
                 self._streams.pop(stream.request_id, None)
@@ -388,9 +389,10 @@ class AsyncEngine:
 # On the threads of event loops.
 
 
-def _push(by_stream: Mapping[Stream, Sequence[Event]]) -> None:
+def _push(news: tuple[Mapping[Stream, Sequence[Event]], Collection[Stream]]) -> None:
+    by_stream, last = news
     for stream, events in by_stream.items():
-        stream.push(events)
+        stream.push(events, is_last=stream in last)
 
 
 def _fail(by_stream: Mapping[Stream, JaxserveError]) -> None:

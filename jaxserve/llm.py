@@ -205,14 +205,14 @@ class LLM:
         bar = tqdm(total=len(requests), desc="requests", unit="req", disable=not progress)
         with bar:
             for event in self._drive(requests):
-                if event.output.finished:
+                if event.output.finished and event.request_id not in outputs:  # answers may end together
                     outputs[event.request_id] = event.output
                     bar.update()
         return [outputs[request.request_id] for request, _ in requests]
 
     def _drive(self, requests: Sequence[tuple[Request, str | None]]) -> Iterator[Event]:
         """Run the engine until these requests are done. Whoever leaves early takes their requests along."""
-        left = {request.request_id for request, _ in requests}
+        left = {request.request_id: request.params.n for request, _ in requests}  # answers that have not ended
         inbox: deque[Event] = deque()
         try:
             with self._lock:
@@ -225,8 +225,10 @@ class LLM:
                     event = inbox.popleft()
                     if event.output.error:
                         raise DeviceError(event.output.error)
-                    if event.output.finished:
-                        left.discard(event.request_id)
+                    if event.finish_reason:  # not `output.finished`: another thread's step may be ahead of this event
+                        left[event.request_id] -= 1
+                        if not left[event.request_id]:
+                            del left[event.request_id]
                     yield event
         finally:
             with self._lock:
