@@ -7,8 +7,9 @@ own queue whatever has come: who is slow gets larger pieces.
 
 import asyncio
 import contextlib
+import dataclasses
+import logging
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,11 +26,13 @@ from jaxserve.intake import Intake, Prompt, score_of, vectors_of
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.stream import Stream
+from jaxserve.tally import Tally
 from jaxserve.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
 _WINDOW = 256  # requests of one `finish_all`
+_log = logging.getLogger(__name__)
 
 
 class AsyncEngine:
@@ -71,6 +74,7 @@ class AsyncEngine:
         self.max_requests = max_requests
         self._built = built
         self._engine = built.engine
+        self.listeners: list[Callable[[Stream], None]] = []  # told of each request that is taken, on its event loop
         self.intake = Intake(self._built.tokenizer, self._built.model.eos_token_ids, self._engine.check)
         self._streams: dict[str, Stream] = {}  # of unfinished requests; changed under the lock
         self._closed = ""  # why no request is taken any more
@@ -156,6 +160,8 @@ class AsyncEngine:
         Raises:
           UnavailableError: too many requests are unfinished, or the engine is shut down.
         """
+        if not request.arrival_s:  # else its wait for a step to end would be nobody's
+            request = dataclasses.replace(request, arrival_s=self._engine.pipeline.now_s())
         stream = Stream(request, asyncio.get_running_loop(), self.abort)
         with self._lock:
             if self._closed:
@@ -166,6 +172,8 @@ class AsyncEngine:
                 raise ValueError(f"request id {request.request_id!r} is in use")
             self._streams[request.request_id] = stream
             self._tell(lambda: self._add(stream, text))
+        for listener in self.listeners:
+            listener(stream)
         return stream
 
     async def generate(
@@ -249,8 +257,8 @@ class AsyncEngine:
         answer: Future[T] = Future()
 
         def reply() -> None:
-            if not answer.set_running_or_notify_cancel():  # nobody waits any more
-                return
+            if not answer.set_running_or_notify_cancel():
+                return  # the asker did not wait
             try:
                 answer.set_result(question())
             except Exception as error:  # noqa: BLE001  it is the asker's
@@ -277,6 +285,19 @@ class AsyncEngine:
     async def metrics(self) -> dict[str, Any]:
         """What the engine is and has done; see `LLM.metrics`."""
         return await self.ask(self._built.metrics)
+
+    @property
+    def tally(self) -> Tally:
+        """What has become of requests. The engine's thread writes it, any may read."""
+        return self._engine.tally
+
+    def counts(self) -> dict[str, Any]:
+        """`metrics` at once and from any thread, without clients; two values may be a step apart."""
+        return self._built.counts()
+
+    def num_running_of(self, client: str) -> int:
+        """Answers of a client that are being computed."""
+        return self._engine.scheduler.accounts.running(client)
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Take no more requests and wait for those under way; after `timeout_s`, abort them. Returns whether none was."""
@@ -318,10 +339,13 @@ class AsyncEngine:
                 while self._commands:
                     self._commands.popleft()()
                 if self._engine.has_work and not self._is_leaving:
-                    self._deliver(self._engine.step())
+                    events = self._engine.step()
+                    began_s = self._engine.pipeline.now_s()
+                    self._deliver(events)
+                    self._engine.tally.took({"deliver": self._engine.pipeline.now_s() - began_s})
             self._end("the engine is shut down")
         except BaseException as error:  # the books of the engine cannot be trusted any more
-            traceback.print_exc()
+            _log.critical("the engine has failed", exc_info=True)
             self._end(f"the engine has failed ({type(error).__name__}: {error!s:.200}); restart it")
             if not isinstance(error, Exception):
                 raise

@@ -28,6 +28,9 @@ class Intake:
         if not eos_token_ids and tokenizer is not None and tokenizer.eos_token_id is not None:
             self._eos_token_ids = (tokenizer.eos_token_id,)
         self._check = check
+        self.reviews: list[
+            Callable[[Request], Request]
+        ] = []  # of who stands before it: each may change or refuse requests
         self._ids = itertools.count()
 
     @property
@@ -76,6 +79,8 @@ class Intake:
         )
         if params.stop:
             self.tokenizer  # noqa: B018  stop strings need text
+        for review in self.reviews:
+            request = review(request)
         self._check(request)
         return request, text
 

@@ -32,6 +32,7 @@ class RequestMetrics:
     """When things happened (seconds of one clock), and what was saved or lost."""
 
     arrival_s: float
+    started_s: float | None = None  # it got its first blocks; until then it was queued
     first_token_s: float | None = None
     finished_s: float | None = None
     num_cached_tokens: int = 0

@@ -65,6 +65,16 @@ class Tokenizer:
         return None if name is None else self._backend.token_to_id(name)
 
     @property
+    def chat_template(self) -> str | None:
+        """The template as it is written: it tells which roles it knows, and in which form it wants calls."""
+        return self._chat_template
+
+    def is_special(self, token: str) -> bool:
+        """Whether `decode` leaves this token out unless it is asked not to."""
+        token_id = self.token_id(token)
+        return token_id is not None and not self.decode([token_id])
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `chat` works with this model."""
         return self._chat_template is not None

@@ -39,12 +39,12 @@ from jaxserve.kv.store import KVStore  # noqa: E402
 from jaxserve.scheduler.core import Scheduler  # noqa: E402
 from jaxserve.scheduler.make import make_policy  # noqa: E402
 from jaxserve.scheduler.policy import Policy  # noqa: E402
-from jaxserve.sim.call import Call, Span, Workload, make_workload  # noqa: E402
-from jaxserve.sim.lengths import Lognormal, arrivals  # noqa: E402
 from jaxserve.sim.live import LatchedClock, LiveReplica, RepeatedReplica  # noqa: E402
 from jaxserve.sim.replica import Replica, ReplicaSpec  # noqa: E402
 from jaxserve.sim.report import report  # noqa: E402
 from jaxserve.sim.run import run_on  # noqa: E402
+from jaxserve.workload.call import Call, Span, Workload, make_workload  # noqa: E402
+from jaxserve.workload.lengths import Lognormal, arrivals  # noqa: E402
 
 SHOWN = ("requests_per_s", "output_tokens_per_s", "ttft_s", "tpot_s", "latency_s")
 

@@ -396,7 +396,7 @@ def test_the_last_news_of_a_loop_that_is_closed_leave_nothing_behind(make):
 @pytest.mark.parametrize(
     "error", [InvariantError("wrong books"), ZeroDivisionError("a bug")], ids=lambda e: type(e).__name__
 )
-def test_an_engine_that_fails_ends_every_stream_and_says_so(make, error, capfd):
+def test_an_engine_that_fails_ends_every_stream_and_says_so(make, error, caplog):
     held = make(**ROOMY)
 
     async def main():
@@ -415,7 +415,7 @@ def test_an_engine_that_fails_ends_every_stream_and_says_so(make, error, capfd):
         assert await held.engine.drain(1.0) is True
 
     within(main())
-    assert type(error).__name__ in capfd.readouterr().err
+    assert type(error).__name__ in caplog.text
 
 
 @pytest.mark.parametrize("where", ["dispatch", "collect"])

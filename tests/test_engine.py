@@ -380,3 +380,22 @@ def test_metrics_tell_when_and_how_much_was_cached():
     metrics = rig.run(ask("second", [1, 2, 3, 4, 5, 6, 7, 8, 1], max_tokens=4, min_tokens=4))["second"].metrics
     assert 5 < metrics.arrival_s < metrics.first_token_s < metrics.finished_s
     assert metrics.num_cached_tokens == 8
+
+
+def test_metrics_tell_when_a_queued_request_was_begun():
+    rig = make_engine(num_slots=1)
+    outputs = rig.run(ask("first", [1, 2, 3], max_tokens=6, ignore_eos=True), ask("queued", [4, 5], max_tokens=2))
+    first, queued = outputs["first"].metrics, outputs["queued"].metrics
+    assert first.started_s == first.arrival_s < first.first_token_s
+    assert queued.arrival_s < first.finished_s <= queued.started_s < queued.first_token_s
+
+
+def test_a_preempted_request_was_begun_once_and_one_that_never_ran_not_at_all():
+    rig = make_engine(num_blocks=8, num_slots=2)
+    requests = [ask(name, [first, *range(8)], max_tokens=16, ignore_eos=True) for first, name in enumerate("ab")]
+    outputs = rig.run(*requests)
+    assert outputs["a"].metrics.num_preemptions + outputs["b"].metrics.num_preemptions > 0
+    assert all(output.metrics.started_s < output.metrics.first_token_s for output in outputs.values())
+    rig.engine.add(ask("never", [1, 2]))
+    (event,) = rig.engine.abort("never")
+    assert event.output.metrics.started_s is None

@@ -31,15 +31,15 @@ from jaxserve.cluster.router import ROUTERS
 from jaxserve.config import SCHEDULING_POLICIES, EngineConfig
 from jaxserve.errors import ConfigError
 from jaxserve.pallas_kernels.chips import CHIPS
-from jaxserve.sim.call import Workload
 from jaxserve.sim.chrome import save_chrome_trace
 from jaxserve.sim.plot import check_matplotlib, plot
 from jaxserve.sim.report import Slo, report
 from jaxserve.sim.run import Run, simulate
 from jaxserve.sim.sweep import Capacity, Trial, highest_rate
 from jaxserve.sim.table import table
-from jaxserve.sim.trace import read_trace, save_trace
-from jaxserve.sim.workload import WORKLOADS, generate
+from jaxserve.workload.call import Workload
+from jaxserve.workload.generate import WORKLOADS, generate
+from jaxserve.workload.trace import read_trace, save_trace
 
 USAGE = "jaxserve simulate --model MODEL --chip CHIP (--trace FILE | --workload NAME) [options]"
 OPTIONS = (

@@ -301,12 +301,15 @@ class Scheduler:
     def _welcome(self, draft: Draft, sequence: Sequence, arrival: Arrival, now_s: float) -> None:
         """The books of an admission."""
         self._waiting.remove(sequence.view)
+        if sequence.view.admitted_s is None:
+            sequence.view.admitted_s = now_s
         draft.copies.extend(arrival.copies)
         account = self._accounts[sequence.seq_id]
         account.num_running += 1
-        num_cached = 0 if sequence.num_parked else sequence.num_computed
-        account.cached_tokens += num_cached
-        self.counters.cached_tokens += num_cached
+        if not sequence.num_parked:
+            account.cached_tokens += sequence.num_computed
+            self.counters.cached_tokens += sequence.num_computed
+            self.counters.sought_tokens += len(sequence.tokens)
         if sequence.request.params.has_edits:
             draft.starts.append(slot_start(sequence))
         self._replicas[sequence.replica].pin_prefix(sequence, 0, sequence.num_computed)

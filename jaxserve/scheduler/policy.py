@@ -15,6 +15,7 @@ class View:
 
     __slots__ = (
         "_cached",
+        "admitted_s",
         "arrival_s",
         "max_len",
         "num_output",
@@ -29,6 +30,7 @@ class View:
         self.seq_id = seq_id
         self.request = request
         self.arrival_s = arrival_s
+        self.admitted_s: float | None = None  # for the first time
         self.num_prompt = num_prompt
         self.max_len = max_len  # tokens, prompt and answer, if no end token comes first
         self.num_output = 0  # tokens that the host knows

@@ -14,11 +14,30 @@ from jaxserve.errors import JaxserveError
 from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
-from jaxserve.server.json import JsonResponse
-from jaxserve.server.routes import completions, embeddings, health, models, tokens
+from jaxserve.server.guards import guards
+from jaxserve.server.json import error_response
+from jaxserve.server.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    models,
+    page,
+    stats,
+    tokens,
+)
 from jaxserve.server.state import ServerState
 
-ROUTERS = (health.router, models.router, completions.router, embeddings.router, tokens.router)
+ROUTERS = (
+    health.router,
+    models.router,
+    completions.router,
+    chat.router,
+    embeddings.router,
+    tokens.router,
+    stats.router,
+    page.router,
+)
 _GONE = 499  # nginx's number for a caller who did not wait
 
 
@@ -28,18 +47,32 @@ def create_app(
     engine: AsyncEngine | None = None,
     lifespan: Callable[[ServerState], contextlib.AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """`engine` may come later (`app.state.server.engine = ...`): until then requests get status 503."""
+    """`engine` may come later (`app.state.server.serve(engine)`): until then requests get status 503.
+
+    Raises:
+      ConfigError: keys that cannot be read.
+    """
 
     @contextlib.asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
-        if lifespan is None:
-            yield
-        else:
-            async with lifespan(app.state.server):
+        try:
+            async with contextlib.nullcontext() if lifespan is None else lifespan(state):
                 yield
+        finally:
+            state.release()
 
-    app = FastAPI(title="jaxserve", version=jaxserve.__version__, docs_url=None, redoc_url=None, lifespan=living)
-    app.state.server = ServerState(config, model_names, engine)
+    state = ServerState(config, model_names)
+    app = FastAPI(
+        title="jaxserve",
+        version=jaxserve.__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=living,
+        middleware=guards(config, state.quotas),
+    )
+    app.state.server = state
+    if engine is not None:
+        state.serve(engine)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ApiError, _tell_api_error)
@@ -53,8 +86,7 @@ def create_app(
 
 async def _tell_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {"retry-after": "1"} if error.status in (429, 503) else None
-    return JsonResponse(error.body(), status_code=error.status, headers=headers)
+    return error_response(error)
 
 
 async def _tell_ours(request: Request, error: Exception) -> Response:
@@ -68,7 +100,7 @@ async def _tell_http(request: Request, error: Exception) -> Response:
     path = request.url.path[:100]
     reasons = {404: f"there is no {path!r} here", 405: f"{path!r} does not know method {request.method}"}
     told = ApiError(reasons.get(error.status_code, str(error.detail)), status=error.status_code)
-    response = JsonResponse(told.body(), status_code=told.status)
+    response = error_response(told)
     response.headers.update(error.headers or {})
     return response
 
@@ -80,4 +112,4 @@ async def _tell_nobody(request: Request, error: Exception) -> Response:
 async def _tell_unknown(request: Request, error: Exception) -> Response:
     """A bug of ours. What went wrong is in the log, not in the answer."""
     told = ApiError("something went wrong in the server; its log says what", status=500, code="internal_error")
-    return JsonResponse(told.body(), status_code=500)
+    return error_response(told)

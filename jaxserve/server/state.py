@@ -2,12 +2,19 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 from starlette.requests import HTTPConnection
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.turn import Dialect
+from jaxserve.request import Request
+from jaxserve.server import limits
+from jaxserve.server.buckets import Quotas
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.stats import Stats
+from jaxserve.stream import Stream
 from jaxserve.tokenizer import Tokenizer
 
 
@@ -19,6 +26,40 @@ class ServerState:
     model_names: tuple[str, ...]
     engine: AsyncEngine | None = None  # until it is loaded
     started: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    is_closing: bool = False  # no more requests are taken
+    stats: Stats = dataclasses.field(init=False)
+    quotas: Quotas = dataclasses.field(init=False)
+    _review: Callable[[Request], Request] = dataclasses.field(init=False)
+    _dialect: Dialect | None = None
+
+    def __post_init__(self) -> None:
+        self.stats = Stats(self.model_names[0])
+        self.quotas = Quotas(
+            requests_per_minute=self.config.requests_per_minute,
+            tokens_per_minute=self.config.tokens_per_minute,
+            max_concurrency=self.config.max_concurrency_per_client,
+        )
+        if self.engine is not None:
+            self.serve(self.engine)
+
+    def serve(self, engine: AsyncEngine) -> None:
+        """From now on it answers."""
+        self._review = limits.review(self.config)
+        engine.listeners += [self._charge, self.stats.recent.add]
+        engine.intake.reviews.append(self._review)
+        self.engine = engine
+
+    def release(self) -> None:
+        """The engine may serve others now."""
+        if self.engine is not None:
+            self.engine.listeners.remove(self._charge)
+            self.engine.listeners.remove(self.stats.recent.add)
+            self.engine.intake.reviews.remove(self._review)
+            self.engine = None
+
+    def _charge(self, stream: Stream) -> None:
+        # Without keys a client is whoever it says, so all share one account.
+        self.quotas.follow(stream.request.client if self.config.has_keys else "", stream)
 
     @property
     def ready_engine(self) -> AsyncEngine:
@@ -36,6 +77,18 @@ class ServerState:
         """The model's tokenizer, if it has one."""
         intake = self.ready_engine.intake
         return intake.tokenizer if intake.has_tokenizer else None
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the model writes calls and thoughts."""
+        if self._dialect is None:
+            options = self.config
+            self._dialect = Dialect.of(
+                self.tokenizer,
+                tool_parser=options.tool_call_parser if options.enable_auto_tool_choice else "none",
+                reasoning_parser=options.reasoning_parser,
+            )
+        return self._dialect
 
     def model(self, name: str | None) -> str:
         """The name that the answer carries.

@@ -7,9 +7,9 @@ from jaxserve.clock import VirtualClock
 from jaxserve.cost.model import CostModel
 from jaxserve.cost.work import work_of
 from jaxserve.executor.ladder import Rung, fit
-from jaxserve.sim.call import END
 from jaxserve.sim.record import Steps
 from jaxserve.step import BlockSwap, Capacity, Load, RowResult, StepPlan, StepResult
+from jaxserve.workload.call import END
 
 _NOTHING = RowResult()
 _ENDED = RowResult(token_id=END)

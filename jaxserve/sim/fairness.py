@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxserve.scheduler.progress import Progress
-from jaxserve.sim.call import Workload
 from jaxserve.sim.record import Record
+from jaxserve.workload.call import Workload
 
 PROMPT_WEIGHT, ANSWER_WEIGHT = 1.0, 2.0
 _MOST_CLIENTS = 64  # whose pairs are watched: those with the most calls

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from jaxserve.request import Finish
 from jaxserve.scheduler.progress import Progress
-from jaxserve.sim.call import Call
 from jaxserve.step import StepPlan
+from jaxserve.workload.call import Call
 
 
 class Record:

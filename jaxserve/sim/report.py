@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.sim.call import critical_tokens
 from jaxserve.sim.record import Record
 from jaxserve.sim.run import Run
+from jaxserve.workload.call import critical_tokens
 
 PERCENTILES = (50, 90, 99)
 

@@ -20,11 +20,11 @@ from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.make import make_policy
 from jaxserve.scheduler.policy import Policy
 from jaxserve.scheduler.progress import Progress
-from jaxserve.sim.call import END, After, Call, Said, Span, Workload
 from jaxserve.sim.fairness import Fairness
 from jaxserve.sim.record import Gaps, Record
 from jaxserve.sim.replica import Replica, ReplicaSpec
 from jaxserve.step import RowResult
+from jaxserve.workload.call import END, After, Call, Said, Span, Workload
 
 Watcher = Callable[[int, float], None]  # (calls that ended just now, seconds simulated)
 _POLL_S = 1e-3  # an engine with work that it may not begin looks again after so long

@@ -6,7 +6,7 @@ from typing import Any
 from jaxserve.request import Request
 from jaxserve.scheduler.levels import ProgramRow
 from jaxserve.scheduler.policies.atlas import Atlas
-from jaxserve.sim.workload import generate
+from jaxserve.workload.generate import generate
 from reproductions import picture
 from reproductions.oracles import ShortestRemaining
 from reproductions.replicas import mean

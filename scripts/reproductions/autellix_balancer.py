@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxserve.cost.roofline import reference
-from jaxserve.sim.call import Workload
 from jaxserve.sim.replica import ReplicaSpec
-from jaxserve.sim.workload import generate
+from jaxserve.workload.call import Workload
+from jaxserve.workload.generate import generate
 from reproductions import picture
 from reproductions.replicas import Report, mean, reports, spread
 from reproductions.section import Options, Section, Table

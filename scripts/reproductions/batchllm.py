@@ -13,10 +13,10 @@ from jaxserve.cost.roofline import reference
 from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.make import make_policy
 from jaxserve.scheduler.prefix_groups import plan_groups
-from jaxserve.sim.call import Call, Span
 from jaxserve.sim.replica import Replica, ReplicaSpec
-from jaxserve.sim.workload import documents
 from jaxserve.step import RowResult
+from jaxserve.workload.call import Call, Span
+from jaxserve.workload.generate import documents
 from reproductions import picture
 from reproductions.section import Options, Section, Table
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxserve.cost.roofline import reference
-from jaxserve.sim.call import Workload
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import report
 from jaxserve.sim.run import simulate
-from jaxserve.sim.workload import generate
+from jaxserve.workload.call import Workload
+from jaxserve.workload.generate import generate
 from reproductions import picture
 from reproductions.section import Options, Section, Table
 

@@ -9,7 +9,7 @@ from jaxserve.cost.roofline import reference
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import report
 from jaxserve.sim.run import simulate
-from jaxserve.sim.workload import generate
+from jaxserve.workload.generate import generate
 from reproductions import picture
 from reproductions.replicas import mean
 from reproductions.section import Options, Section, Table

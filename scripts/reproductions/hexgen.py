@@ -10,7 +10,7 @@ from jaxserve.scheduler.policies.hexgen import Hexgen
 from jaxserve.scheduler.policy import Policy
 from jaxserve.scheduler.workflow import Workflow
 from jaxserve.sim.run import Run, simulate
-from jaxserve.sim.workload import generate
+from jaxserve.workload.generate import generate
 from reproductions import picture
 from reproductions.hexgen_dispatch import DEADLINE_S, DECODE_S, query_s, replica
 from reproductions.section import Options, Section, Table

@@ -10,7 +10,7 @@ from jaxserve.cost.forms import Fitted
 from jaxserve.cost.model import CostModel
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.run import Run, simulate
-from jaxserve.sim.workload import generate
+from jaxserve.workload.generate import generate
 from reproductions import picture
 from reproductions.section import Options, Section, Table
 

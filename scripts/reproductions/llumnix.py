@@ -9,10 +9,10 @@ from jaxserve.cluster.routers.llumnix import Llumnix
 from jaxserve.cluster.snapshot import Snapshot
 from jaxserve.cost.roofline import reference
 from jaxserve.request import Request
-from jaxserve.sim.call import Workload
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.run import simulate
-from jaxserve.sim.workload import generate
+from jaxserve.workload.call import Workload
+from jaxserve.workload.generate import generate
 from reproductions import picture
 from reproductions.replicas import mean, reports, spread
 from reproductions.section import Options, Section, Table

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from jaxserve.scheduler.policy import Policy, View
-from jaxserve.sim.call import Workload
+from jaxserve.workload.call import Workload
 
 
 class ShortestRemaining(Policy):

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from jaxserve.sim.workload import generate
+from jaxserve.workload.generate import generate
 from reproductions import picture
 from reproductions.oracles import FirstProgram, ShortestRemaining
 from reproductions.replicas import mean

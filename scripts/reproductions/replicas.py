@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxserve.sim.call import Workload
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import report
 from jaxserve.sim.run import simulate
+from jaxserve.workload.call import Workload
 
 Report = Mapping[str, Any]
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from jaxserve.cost.roofline import reference
 from jaxserve.scheduler.policy import Policy
-from jaxserve.sim.call import Workload
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import report
 from jaxserve.sim.run import simulate
+from jaxserve.workload.call import Workload
 
 # By name, with options; or made for a workload.
 Policies = Mapping[str, tuple[str, Mapping[str, Any]] | Callable[[Workload], Policy]]

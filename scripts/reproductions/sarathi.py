@@ -19,14 +19,14 @@ from jaxserve.scheduler.draft import Draft
 from jaxserve.scheduler.make import make_policy
 from jaxserve.scheduler.replica import Replica
 from jaxserve.scheduler.sequence import Sequence as Served
-from jaxserve.sim.call import END
 from jaxserve.sim.executor import Answer, SimExecutor
 from jaxserve.sim.record import Gaps, Record
 from jaxserve.sim.report import report
 from jaxserve.sim.run import Run
 from jaxserve.sim.sweep import Trial, highest_rate
-from jaxserve.sim.workload import sharegpt
 from jaxserve.step import Capacity, RowResult, StepPlan
+from jaxserve.workload.call import END
+from jaxserve.workload.generate import sharegpt
 from reproductions import picture
 from reproductions.section import Options, Section, Table
 

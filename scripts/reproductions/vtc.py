@@ -10,11 +10,11 @@ from typing import Any
 from jaxserve.cost.forms import Roofline
 from jaxserve.cost.model import CostModel
 from jaxserve.cost.roofline import reference
-from jaxserve.sim.call import Call, Span, Workload, make_workload
-from jaxserve.sim.lengths import arrivals
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import report
 from jaxserve.sim.run import simulate
+from jaxserve.workload.call import Call, Span, Workload, make_workload
+from jaxserve.workload.lengths import arrivals
 from reproductions import picture
 from reproductions.section import Options, Section, Table
 

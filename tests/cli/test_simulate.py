@@ -7,7 +7,7 @@ import pytest
 
 from jaxserve.cli import simulate as command
 from jaxserve.cost import files
-from jaxserve.sim.trace import read_trace
+from jaxserve.workload.trace import read_trace
 from tests.sim.rigs import SLOW
 
 ON_H100 = ("simulate", "--model", "llama-3.1-8b", "--chip", "h100")

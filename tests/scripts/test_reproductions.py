@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.sim.workload import documents
+from jaxserve.workload.generate import documents
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 

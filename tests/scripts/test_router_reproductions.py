@@ -10,7 +10,7 @@ from reproductions import autellix_balancer, d2lpm, hexgen_dispatch, llumnix
 from reproductions.replicas import reports, value
 
 from jaxserve.sim.run import simulate
-from jaxserve.sim.workload import generate
+from jaxserve.workload.generate import generate
 
 
 def test_d2lpm_finds_more_in_caches_than_round_robin_and_answers_quiet_clients_sooner():

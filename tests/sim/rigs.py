@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxserve.cost.forms import Roofline
 from jaxserve.cost.model import CostModel, Host
-from jaxserve.sim.call import Call, Piece, Span, Workload, make_workload
 from jaxserve.sim.replica import ReplicaSpec
+from jaxserve.workload.call import Call, Piece, Span, Workload, make_workload
 
 # 1 ms of device time for a padded token, nothing for the rest.
 SLOW = CostModel(

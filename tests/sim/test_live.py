@@ -10,10 +10,10 @@ from jaxserve.cost.roofline import of_chip
 from jaxserve.model_source import find_config
 from jaxserve.models.registry import read_config
 from jaxserve.scheduler.make import make_policy
-from jaxserve.sim.call import Call, Span, Workload, make_workload
 from jaxserve.sim.live import LatchedClock, LiveReplica, RepeatedReplica
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.run import run_on
+from jaxserve.workload.call import Call, Span, Workload, make_workload
 
 SLOTS, BLOCKS, LENGTH, BUDGET = 8, 10, 256, 64
 

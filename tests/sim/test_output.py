@@ -10,7 +10,7 @@ from jaxserve.sim import chrome
 from jaxserve.sim.plot import plot
 from jaxserve.sim.report import Slo, report
 from jaxserve.sim.run import simulate
-from jaxserve.sim.workload import generate
+from jaxserve.workload.generate import generate
 from tests.sim.rigs import spec
 
 OPTIONS = {"prompt": ["even", 8, 60], "answer": ["even", 2, 30]}

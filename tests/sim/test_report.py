@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from jaxserve.sim.call import Span
 from jaxserve.sim.record import Record
 from jaxserve.sim.report import Slo, report, spread
 from jaxserve.sim.run import simulate
 from jaxserve.sim.table import table, time_text
-from jaxserve.sim.workload import generate
+from jaxserve.workload.call import Span
+from jaxserve.workload.generate import generate
 from tests.sim.rigs import call, spec, work
 
 

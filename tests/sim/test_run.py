@@ -19,12 +19,12 @@ from jaxserve.scheduler.make import make_policy
 from jaxserve.scheduler.policies.fcfs import Fcfs
 from jaxserve.scheduler.policy import Policy
 from jaxserve.scheduler.swap import swap_rule
-from jaxserve.sim.call import END, After, Said, Span, Workload
 from jaxserve.sim.executor import Answer, SimExecutor
 from jaxserve.sim.replica import Replica, ReplicaSpec
 from jaxserve.sim.run import Run, simulate
-from jaxserve.sim.workload import generate
 from jaxserve.step import RowResult, StepPlan
+from jaxserve.workload.call import END, After, Said, Span, Workload
+from jaxserve.workload.generate import generate
 from tests.fakes import FakeExecutor
 from tests.sim.rigs import SLOW, call, cost, spec, work
 

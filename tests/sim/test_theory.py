@@ -6,7 +6,7 @@ from jaxserve.cost.roofline import reference
 from jaxserve.sim.replica import ReplicaSpec
 from jaxserve.sim.report import report
 from jaxserve.sim.run import simulate
-from jaxserve.sim.workload import generate
+from jaxserve.workload.generate import generate
 from tests.sim.rigs import spec
 
 

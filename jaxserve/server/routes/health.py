@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 import jaxserve
 from jaxserve.openai.errors import ApiError
+from jaxserve.server.gate import CLOSING
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.state import state_of
 
@@ -23,7 +24,10 @@ async def health(request: Request) -> Response:
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """200 when requests are taken."""
-    engine = state_of(request).ready_engine
+    state = state_of(request)
+    engine = state.ready_engine
+    if state.is_closing:
+        raise ApiError(CLOSING, status=503, code="unavailable")
     if engine.failure:
         raise ApiError(engine.failure, status=503, code="unavailable")
     return Response()

@@ -28,7 +28,7 @@ from typing import Any, NoReturn, TextIO
 
 from jaxserve.config import reject_unknown
 from jaxserve.errors import ConfigError
-from jaxserve.sim.call import After, Call, Piece, Said, Span, Workload, make_workload
+from jaxserve.workload.call import After, Call, Piece, Said, Span, Workload, make_workload
 
 BLOCK_TOKENS = 512  # of a Mooncake id
 AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -70,7 +70,7 @@ def read_trace(path: Path) -> Workload:
         try:
             number, first = next(lines)
         except StopIteration:
-            raise ConfigError(f"{path} is empty, so there is nothing to simulate") from None
+            raise ConfigError(f"{path} is empty, so there are no calls in it") from None
         if first.lstrip().startswith("{"):
             calls, places = _read_json(path, first, number, lines)
         else:

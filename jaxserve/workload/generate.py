@@ -9,9 +9,9 @@ from typing import Any
 
 from jaxserve.config import reject_unknown
 from jaxserve.errors import ConfigError
-from jaxserve.sim.call import Call, Span, Workload, make_workload
-from jaxserve.sim.lengths import Even, Lengths, Lognormal, Pareto, arrivals, new_tokens
-from jaxserve.sim.programs import agents, chains, chat, map_reduce, text_to_sql, tree_search
+from jaxserve.workload.call import Call, Span, Workload, make_workload
+from jaxserve.workload.lengths import Even, Lengths, Lognormal, Pareto, arrivals, new_tokens
+from jaxserve.workload.programs import agents, chains, chat, map_reduce, text_to_sql, tree_search
 
 MOST_PROGRAMS = 1_000_000
 

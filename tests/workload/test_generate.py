@@ -8,10 +8,10 @@ from random import Random
 import pytest
 
 from jaxserve.errors import ConfigError
-from jaxserve.sim.call import After, Said, Span
-from jaxserve.sim.lengths import Even, Lognormal, Pareto, arrivals
-from jaxserve.sim.programs import STAGES
-from jaxserve.sim.workload import WORKLOADS, generate
+from jaxserve.workload.call import After, Said, Span
+from jaxserve.workload.generate import WORKLOADS, generate
+from jaxserve.workload.lengths import Even, Lognormal, Pareto, arrivals
+from jaxserve.workload.programs import STAGES
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

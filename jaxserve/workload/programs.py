@@ -2,8 +2,8 @@
 
 from random import Random
 
-from jaxserve.sim.call import After, Call, Piece, Said, Span, Workload, make_workload
-from jaxserve.sim.lengths import Even, Lengths, Lognormal, arrivals, new_tokens
+from jaxserve.workload.call import After, Call, Piece, Said, Span, Workload, make_workload
+from jaxserve.workload.lengths import Even, Lengths, Lognormal, arrivals, new_tokens
 
 # Input and output tokens of HexGen's stages (arXiv 2505.05286), from the profiles in its repository.
 STAGES = {

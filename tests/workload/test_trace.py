@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from jaxserve.errors import ConfigError
-from jaxserve.sim.call import After, Said, Span
-from jaxserve.sim.trace import read_trace, save_trace
-from jaxserve.sim.workload import WORKLOADS, generate
+from jaxserve.workload.call import After, Said, Span
+from jaxserve.workload.generate import WORKLOADS, generate
+from jaxserve.workload.trace import read_trace, save_trace
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 MOONCAKE = {"timestamp": 27482, "input_length": 1000, "output_length": 52, "hash_ids": [46, 47]}
@@ -90,7 +90,7 @@ def ours(**fields: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "is empty, so there is nothing to simulate"),
+        ([], "is empty, so there are no calls in it"),
         ([AZURE.strip()], "has no calls"),
         (["a,b,c", "1,2,3"], "is no trace: its first line is 'a,b,c'. Give JSON lines, or a CSV file with the columns TIME"),
         ([AZURE.strip(), "2023-11-16 18:15:46,374"], "line 2: 2 columns instead of 3"),

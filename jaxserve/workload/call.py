@@ -1,4 +1,4 @@
-"""What is asked of simulated replicas: calls with lengths instead of texts, and the order that programs impose on
+"""What is asked of servers, simulated or real: calls with lengths instead of texts, and the order that programs impose on
 them."""
 
 import dataclasses

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.errors import ConfigError
-from jaxserve.sim.call import After, Said, Span, critical_tokens, in_order, make_workload
+from jaxserve.workload.call import After, Said, Span, critical_tokens, in_order, make_workload
 from tests.sim.rigs import call, work
 
 
