@@ -75,7 +75,8 @@ class AsyncEngine:
         self._built = built
         self._engine = built.engine
         self.listeners: list[Callable[[Stream], None]] = []  # told of each request that is taken, on its event loop
-        self.intake = Intake(self._built.tokenizer, self._built.model.eos_token_ids, self._engine.check)
+        cfg = self._built.model
+        self.intake = Intake(self._built.tokenizer, cfg.eos_token_ids, self._engine.check, vocab_size=cfg.vocab_size)
         self._streams: dict[str, Stream] = {}  # of unfinished requests; changed under the lock
         self._closed = ""  # why no request is taken any more
         self._lock = threading.Lock()  # between a look at the two above and what follows from it

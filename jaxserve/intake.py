@@ -1,5 +1,6 @@
 """Prompts and options as callers give them -> Requests that the engine takes. Nothing runs here, any thread may call it."""
 
+import dataclasses
 import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,8 @@ import numpy as np
 from jaxserve.errors import RequestError
 from jaxserve.output import RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
+from jaxserve.sampling.grammar import Grammars
+from jaxserve.structured import Grammar, StructuredOutputsParams
 from jaxserve.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -20,7 +23,14 @@ _META = ("priority", "client", "program", "parents", "stage", "deadline_s", "pin
 class Intake:
     """What stands before an engine."""
 
-    def __init__(self, tokenizer: Tokenizer | None, eos_token_ids: tuple[int, ...], check: Callable[[Request], None]):
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        eos_token_ids: tuple[int, ...],
+        check: Callable[[Request], None],
+        *,
+        vocab_size: int,
+    ):
         """`eos_token_ids`: the model's own; without any the tokenizer's is taken. `check` raises RequestError for what can
         never be served."""
         self._tokenizer = tokenizer
@@ -28,9 +38,9 @@ class Intake:
         if not eos_token_ids and tokenizer is not None and tokenizer.eos_token_id is not None:
             self._eos_token_ids = (tokenizer.eos_token_id,)
         self._check = check
-        self.reviews: list[
-            Callable[[Request], Request]
-        ] = []  # of who stands before it: each may change or refuse requests
+        # Of who stands before it: each may change or refuse requests.
+        self.reviews: list[Callable[[Request], Request]] = []
+        self._grammars = None if tokenizer is None else Grammars(tokenizer.as_json, vocab_size, self._eos_token_ids)
         self._ids = itertools.count()
 
     @property
@@ -59,7 +69,7 @@ class Intake:
         meta: Mapping[str, Any] | None = None,
         request_id: str | None = None,
     ) -> tuple[Request, str | None]:
-        """A request, and the text of its prompt where that is known.
+        """A request, and the text of its prompt where that is known. Compiling its grammar may take seconds.
 
         Raises:
           RequestError: it can never be served.
@@ -82,6 +92,8 @@ class Intake:
         for review in self.reviews:
             request = review(request)
         self._check(request)
+        if params.structured_outputs is not None and task is Task.GENERATE:
+            request = dataclasses.replace(request, grammar=self._grammar(params.structured_outputs))
         return request, text
 
     def score_request(
@@ -133,6 +145,11 @@ class Intake:
         except TypeError:
             raise RequestError(f"a prompt must be text or whole-number token ids, not {prompt!r:.80}") from None
         return text, ids
+
+    def _grammar(self, wanted: StructuredOutputsParams) -> Grammar:
+        if self._grammars is None:
+            raise RequestError("this model has no tokenizer.json, so structured_outputs cannot be followed")
+        return self._grammars.compile(wanted)
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Each word as it is written at the start of a text and after a space."""

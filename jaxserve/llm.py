@@ -37,7 +37,8 @@ class LLM:
         self.config = config or EngineConfig(**engine_options)
         self._built = distributed.build(model, self.config)
         self._engine = self._built.engine
-        self._intake = Intake(self._built.tokenizer, self._built.model.eos_token_ids, self._engine.check)
+        cfg = self._built.model
+        self._intake = Intake(self._built.tokenizer, cfg.eos_token_ids, self._engine.check, vocab_size=cfg.vocab_size)
         self._lock = threading.RLock()
         self._inboxes: dict[str, deque[Event]] = {}  # of unfinished requests: where their events go
         self._submitted: deque[Event] = deque()  # the inbox of all that came by `submit`

@@ -58,6 +58,13 @@ class Tokenizer:
         """How the vocabulary spells a token; None, if it has none of this number."""
         return self._backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
 
+    def as_json(self) -> str:
+        """The `tokenizer.json`, as it is used: nothing is padded or cut."""
+        backend = type(self._backend).from_str(self._backend.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        return backend.to_str()
+
     @property
     def eos_token_id(self) -> int | None:
         """The end token that `tokenizer_config.json` names."""

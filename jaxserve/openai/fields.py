@@ -53,15 +53,15 @@ class Body(BaseModel):
     def _known(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value  # pydantic says what is wrong
-        kept = dict[str, Any]()
+        fields, kept = {field.alias or name for name, field in cls.model_fields.items()}, dict[str, Any]()
         for key, item in value.items():
-            if item is None or (key in LABELS and cls.neutral):
+            if item is None or (key in LABELS and cls.neutral and key not in fields):
                 continue
-            if key in cls.neutral and key not in cls.model_fields:
+            if key in cls.neutral:
                 if item not in cls.neutral[key]:
                     raise _fault(f"{key}={json.dumps(item)[:60]} is not supported", key, "unsupported_field")
-            elif key not in cls.model_fields:
-                near = nearest(key, [*cls.model_fields, *cls.neutral])
+            elif key not in fields:
+                near = nearest(key, [*fields, *cls.neutral])
                 raise _fault(
                     f"unknown field {key[:60]!r}" + (f"; did you mean {near!r}?" if near else ""), key, "unknown_field"
                 )

@@ -28,8 +28,21 @@ class ServerConfig:
     reasoning_parser: str | None = option(
         None, "take the model's thoughts out of its answers", choices=tuple(REASONING_PARSERS)
     )
+    response_store_bytes: int = option(
+        64 << 20, "most memory for responses that can be asked for again (/v1/responses), in bytes; 0: none are kept"
+    )
     max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
     max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
+
+    # What is seen of it.
+    log_format: str = option("text", "lines for people, or JSON objects for machines", ("text", "json"))
+    log_level: str = option(
+        "info", "how much is logged; prompts may be quoted at debug only", ("debug", "info", "warning", "error")
+    )
+    log_requests: bool = option(True, "log a line for each request that has ended")
+    otlp_traces_endpoint: str | None = option(
+        None, "collector of OpenTelemetry traces (OTLP over HTTP), as http://127.0.0.1:4318/v1/traces"
+    )
 
     # Who may come in.
     api_key: Sequence[str] = dataclasses.field(
@@ -87,6 +100,8 @@ class ServerConfig:
         parser_name(self.tool_call_parser, None)
         if self.reasoning_parser is not None:
             ReasoningParser(self.reasoning_parser, None)
+        if self.response_store_bytes < 0:
+            raise ConfigError(f"response_store_bytes={self.response_store_bytes} must be 0 or more")
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:

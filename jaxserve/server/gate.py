@@ -77,13 +77,20 @@ class Gate:
         def counted(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), *self._quotas.headers(client, time.monotonic())]
-                message = message | {"headers": headers}
+                message = {**message, "headers": headers}
             return send(message)
 
         return counted
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         seconds, start = self._config.request_timeout, None
+        timeout = asyncio.timeout(seconds or None)
+        expiry = Expiry(
+            timeout,
+            asyncio.get_running_loop().time(),
+            f"the request took longer than the {seconds:g} s that this server gives it",
+        )
+        scope["expiry"] = expiry
 
         def watched(message: Message) -> Awaitable[None]:
             nonlocal start
@@ -92,14 +99,12 @@ class Gate:
             return send(message)
 
         try:
-            async with asyncio.timeout(seconds or None) as timeout:
-                reason = f"the request took longer than the {seconds:g} s that this server gives it"
-                scope["expiry"] = Expiry(timeout, asyncio.get_running_loop().time(), reason)
+            async with timeout:
                 await self._app(scope, receive, watched)
         except TimeoutError:
             if not timeout.expired():
                 raise
-            told = ApiError(scope["expiry"].reason, status=504, code="timeout")
+            told = ApiError(expiry.reason, status=504, code="timeout")
             if start is None:
                 await error_response(told)(scope, receive, send)
             elif (b"content-type", b"text/event-stream; charset=utf-8") in start["headers"]:

@@ -30,9 +30,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(app: FastAPI) -> Iterator[Server]:
-    """Run an app in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+def serving(app: FastAPI, **options: Any) -> Iterator[Server]:
+    """Run an app in a thread. `options` are uvicorn's."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -24,9 +24,9 @@ class ScriptedEngine:
         self.intake = Intake(tokenizer, (), lambda request: None)
         self.listeners: list[Any] = []
 
-    async def prepare(self, work: Any, *args: Any) -> Any:
+    async def prepare(self, work: Any, *args: Any, **options: Any) -> Any:
         """See AsyncEngine."""
-        return await asyncio.to_thread(work, *args)
+        return await asyncio.to_thread(work, *args, **options)
 
     def start(self, request: Request, text: str | None = None) -> Stream:
         """See AsyncEngine."""

@@ -4,6 +4,7 @@ import json
 import time
 
 import chromium
+import openai
 import pytest
 
 from tests.server.conftest import serving
@@ -20,8 +21,12 @@ LAST = "document.querySelector('.answer:last-of-type')"
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium.Chromium() as running:
-        yield running
+    try:
+        started = chromium.Chromium().__enter__()
+    except chromium.PageError as error:
+        pytest.skip(f"Chromium does not start here: {error}")
+    yield started
+    started.__exit__()
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +175,21 @@ def test_an_error_is_the_servers_sentence_and_can_be_tried_again(page, fake, sai
         forgive(page, 400)
         ask(page, "hello")
         assert [message["content"] for message in fake.bodies[-1]["messages"]] == ["hello"]
+
+
+def test_the_end_of_an_answer_is_followed_unless_the_reader_scrolls_up(page):
+    page.resize(800, 400)
+    say(page, "slow")
+    page.until(f"{LAST}?.textContent.length > 1500")
+    log = "document.getElementById('log')"
+    rest = f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight"
+    page.until(f"{log}.scrollHeight > {log}.clientHeight + 200 && {rest} < 40")
+    page.run(f"{log}.scrollTop = 50")
+    size = len(page.text(".answer .blocks"))
+    page.until(f"{LAST}.textContent.length > {size + 100}")
+    assert page.run(f"{log}.scrollTop") == 50
+    page.press("Escape")
+    page.until(IDLE)
 
 
 def test_mark_up_in_an_answer_is_text(page):
@@ -410,3 +430,46 @@ _CONTRAST = """(() => {
   }
   return bad;
 })()"""
+
+
+@pytest.fixture
+def real(browser, server):
+    """The page of a real server, with the bundled model. Afterwards its engine is idle."""
+    browser.complaints.clear()
+    browser.hosts.clear()
+    browser.resize(1280, 800)
+    browser.open(f"{server.url}/")
+    browser.until(IDLE)
+    yield browser
+    browser.until("document.getElementById('running').textContent === '0'")
+    assert browser.complaints == []
+    assert browser.hosts == {server.url}
+
+
+def test_a_real_answer_is_the_models_and_its_request_is_listed(real, server):
+    fill(real, "temperature", "0")
+    text = ask(real, "Hello")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    asked = [{"role": "user", "content": "Hello"}]
+    with client:
+        answer = client.chat.completions.create(model="tiny", messages=asked, temperature=0, max_tokens=256)
+    assert text == answer.choices[0].message.content
+    real.until(
+        f"document.querySelector('#requests li:nth-child(2) .words')?.textContent.includes('{answer.usage.prompt_tokens} ')"
+    )
+    assert real.text("#requests li:nth-child(2) .what") == "chat"
+    tokens = f"{answer.usage.completion_tokens} tokens"
+    assert tokens in real.text("#requests li:nth-child(2) .words")
+    assert real.text(".answer .facts").startswith(tokens)
+    real.until("Number(document.getElementById('rate').textContent) > 0")
+
+
+def test_a_real_answer_that_is_stopped_is_aborted_in_the_engine(real, server):
+    for field, value in (("temperature", "2"), ("seed", "1"), ("max_tokens", "1900")):  # nonsense, and much of it
+        fill(real, field, value)
+    say(real, "Hello")
+    real.until(f"{LAST}?.querySelector('.blocks').textContent.length > 20")
+    real.press("Escape")
+    real.until(IDLE)
+    assert "stopped" in real.text(".answer .facts")
+    real.until("document.querySelector('#requests .finish').textContent === 'abort'")

@@ -17,6 +17,8 @@ const model = document.getElementById("model");
 const plain = new Set(); // models that turned out to have no chat template
 let turns = []; // { question, answer }: of answers that came to something
 let running = null; // AbortController of the answer under way
+let follows = true; // whether the reader is at the end of the conversation
+let frame = 0;
 
 /** Wire the form. Messages can be sent once `ready` says so. */
 export function start() {
@@ -36,6 +38,8 @@ export function start() {
   stop.addEventListener("click", () => running?.abort());
   fresh.addEventListener("click", clear);
   model.addEventListener("change", explain);
+  log.addEventListener("scroll", () => (follows = log.scrollHeight - log.scrollTop - log.clientHeight < 40));
+  new ResizeObserver(scroll).observe(log);
 }
 
 export function ready(isReady) {
@@ -62,7 +66,8 @@ function ask() {
 async function answer(text) {
   const shown = new Answer(model.value);
   log.append(shown.element);
-  log.scrollTop = log.scrollHeight;
+  follows = true;
+  scroll();
   setRunning(new AbortController());
   const mine = running;
   const timing = { sent: performance.now(), first: null, last: null, pieces: 0, usage: null, finish: null };
@@ -163,10 +168,12 @@ function explain() {
   note.textContent = "This model has no chat template, so it continues your text as it stands; a system prompt is not used.";
 }
 
-/** Follow the answer, unless the reader has scrolled up. */
+/** Follow the answer, unless the reader has scrolled up; once a picture, however fast tokens come. */
 function scroll() {
-  const distance = log.scrollHeight - log.scrollTop - log.clientHeight;
-  if (distance < 120) log.scrollTop = log.scrollHeight;
+  if (!frame) frame = requestAnimationFrame(() => {
+    frame = 0;
+    if (follows) log.scrollTop = log.scrollHeight;
+  });
 }
 
 /** The box grows with its text; CSS says how far. */
