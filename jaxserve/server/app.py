@@ -15,8 +15,8 @@ from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import JaxserveError
 from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.server.access import GONE, Access
-from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.document import describe
 from jaxserve.server.guards import guards
 from jaxserve.server.json import error_response
 from jaxserve.server.routes import (

@@ -11,7 +11,7 @@ from jaxserve.openai.completion import PREFIX, Chunks, CompletionBody, answer
 from jaxserve.openai.envelope import new_id
 from jaxserve.output import RequestOutput
 from jaxserve.request import SamplingParams
-from jaxserve.server.bodies import documents, read_body
+from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
@@ -22,7 +22,12 @@ from jaxserve.stream import Stream
 router = APIRouter()
 
 
-@router.post("/v1/completions", openapi_extra=documents(CompletionBody))
+@router.post(
+    "/v1/completions",
+    openapi_extra=documents(
+        CompletionBody, answers("text_completion", "id", "created", "model", "choices", "usage"), streams=True
+    ),
+)
 async def completions(request: Request) -> Response:
     """Complete one prompt or several."""
     state, body = state_of(request), await read_body(request, CompletionBody)

@@ -13,7 +13,7 @@ from jaxserve.openai.embedding import EmbeddingBody, cosines
 from jaxserve.openai.envelope import new_id
 from jaxserve.openai.prompts import PromptFields, listed
 from jaxserve.openai.score import RerankBody, ScoreBody
-from jaxserve.server.bodies import documents, read_body
+from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.sse import while_there
@@ -22,7 +22,7 @@ from jaxserve.server.state import ServerState, state_of
 router = APIRouter()
 
 
-@router.post("/v1/embeddings", openapi_extra=documents(EmbeddingBody))
+@router.post("/v1/embeddings", openapi_extra=documents(EmbeddingBody, answers("list", "model", "data", "usage")))
 async def embeddings(request: Request) -> Response:
     """Embed one text or several."""
     state, body = state_of(request), await read_body(request, EmbeddingBody)
@@ -35,7 +35,9 @@ async def embeddings(request: Request) -> Response:
 
 
 @router.post("/score", include_in_schema=False)
-@router.post("/v1/score", openapi_extra=documents(ScoreBody))
+@router.post(
+    "/v1/score", openapi_extra=documents(ScoreBody, answers("list", "id", "created", "model", "data", "usage"))
+)
 async def scores(request: Request) -> Response:
     """Compare texts, or tell how likely continuations of a prompt are."""
     state, body = state_of(request), await read_body(request, ScoreBody)
@@ -48,7 +50,7 @@ async def scores(request: Request) -> Response:
 
 
 @router.post("/rerank", include_in_schema=False)
-@router.post("/v1/rerank", openapi_extra=documents(RerankBody))
+@router.post("/v1/rerank", openapi_extra=documents(RerankBody, answers("", "id", "model", "results", "usage")))
 async def rerank(request: Request) -> Response:
     """Order documents by how like a query they are."""
     state, body = state_of(request), await read_body(request, RerankBody)
