@@ -8,15 +8,17 @@ if TYPE_CHECKING:
     from jaxserve.config import EngineConfig
     from jaxserve.llm import LLM
     from jaxserve.request import SamplingParams
+    from jaxserve.structured import StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 _HOMES = {
     "LLM": "jaxserve.llm",
     "AsyncEngine": "jaxserve.async_engine",
     "EngineConfig": "jaxserve.config",
     "SamplingParams": "jaxserve.request",
+    "StructuredOutputsParams": "jaxserve.structured",
 }
 
 

@@ -10,7 +10,7 @@ from jaxserve.output import CompletionOutput, Event, Logprob, RequestMetrics, Re
 from jaxserve.pipeline import Pipeline
 from jaxserve.request import Finish, Request, Task, check_priority, check_tokens
 from jaxserve.scheduler.core import Scheduler
-from jaxserve.scheduler.progress import Progress
+from jaxserve.scheduler.progress import Progress, is_end
 from jaxserve.scheduler.sequence import Sequence
 from jaxserve.step import TokenLogprob
 from jaxserve.tally import Tally
@@ -182,6 +182,8 @@ class Engine:
                 finish = self._note_token(job, answer, item.result.token_id, item.result.logprob, finish)
             elif finish is None:
                 continue
+            if finish is Finish.ERROR and item.sequence.guide is not None:
+                answer.output.error = item.sequence.guide.error
             yield self._event(job, answer, finish)
 
     def _note_time(self, job: _Job, answer: _Answer, came_s: float) -> None:
@@ -202,7 +204,7 @@ class Engine:
         if logprob is not None and output.logprobs is not None:
             output.logprobs.append(self._logprobs(logprob))
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + logprob.logprob
-        is_stop_token = finish is Finish.STOP
+        is_stop_token = finish is Finish.STOP and is_end(job.request, token_id)  # else its grammar has come to an end
         if is_stop_token:
             output.stop_reason = token_id if token_id in params.stop_token_ids else None
         if answer.detokenizer is None:
@@ -228,6 +230,7 @@ class Engine:
         output, metrics = answer.output, job.output.metrics
         if metrics.started_s is None:
             metrics.started_s = answer.sequence.view.admitted_s
+            metrics.num_cached_tokens = answer.sequence.num_cached
         if finish:
             output.finish_reason = str(finish)
             del self._by_sequence[answer.sequence.seq_id]

@@ -25,6 +25,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None  # the stop token or stop string that ended it
+    error: str | None = None  # why this answer alone ended with finish_reason "error"
 
 
 @dataclasses.dataclass(slots=True)
@@ -51,7 +52,7 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finished: bool = False
     hidden: np.ndarray | None = None  # f32[e]; last hidden state, for embeddings
-    error: str | None = None  # what went wrong, where a finish_reason is "error"
+    error: str | None = None  # what went wrong on the device, where all finish_reasons are "error"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxserve.config import names_unknown_options
 from jaxserve.errors import ConfigError, RequestError
+from jaxserve.structured import Grammar, structured_outputs
 
 MAX_LOGPROBS = 20  # most alternatives per token; the width of the device's output
 MAX_BANNED = 64  # most tokens held back at one step by min_tokens and multi-token bad words
@@ -26,7 +27,7 @@ class Finish(enum.StrEnum):
     STOP = "stop"  # an end token, a stop token or a stop string
     LENGTH = "length"  # max_tokens or the model's context
     ABORT = "abort"
-    ERROR = "error"  # a step failed on the device
+    ERROR = "error"  # a step failed on the device, or the answer's grammar became too costly to follow
 
 
 class Task(enum.StrEnum):
@@ -43,7 +44,11 @@ class SamplingParams:
     """How to choose tokens. vLLM's fields and defaults.
 
     `prompt_logprobs` and `logprobs` count alternatives per token and are taken from the model's raw logits, before
-    temperature, penalties and masks. `structured_outputs` is not supported yet.
+    temperature, penalties and masks.
+
+    `structured_outputs` (`StructuredOutputsParams`, or the same as a mapping) comes before all else: where `min_tokens`,
+    `bad_words`, `allowed_token_ids` or `ignore_eos` leave nothing that its grammar allows, they give way for that token.
+    Temperature, penalties and `logit_bias` choose among the tokens that it allows.
     """
 
     n: int = 1
@@ -67,11 +72,9 @@ class SamplingParams:
     bad_words: Sequence[str] = ()  # or one string, or None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
-    structured_outputs: Any = None
+    structured_outputs: Any = None  # or a StructuredOutputsParams
 
     def __post_init__(self) -> None:
-        if self.structured_outputs is not None:
-            raise ConfigError("structured_outputs is not supported yet", remedy="Leave it out")
         for name, low, high in _RANGES:
             _check_number(name, getattr(self, name), low, high)
         for name, low in (("n", 1), ("top_k", -1), ("min_tokens", 0)):
@@ -97,6 +100,7 @@ class SamplingParams:
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise ConfigError("allowed_token_ids is empty, so no token could ever be chosen")
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        object.__setattr__(self, "structured_outputs", structured_outputs(self.structured_outputs))
 
     @property
     def has_edits(self) -> bool:
@@ -188,6 +192,7 @@ class Request:
     eos_token_ids: tuple[int, ...] = ()
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     logprobs_from: int | None = None  # first prompt position whose log-probability is wanted
+    grammar: Grammar | None = dataclasses.field(default=None, compare=False, repr=False)  # of `structured_outputs`
     namespace: str = ""
     priority: float = 0  # smaller goes first
     client: str = ""  # who pays: for fairness, quotas and accounts

@@ -37,6 +37,7 @@ class Row(NamedTuple):
     output_index: int = 0  # which output token is sampled; with the seed it fixes the random number
     banned: tuple[int, ...] = ()  # tokens that may not be chosen this time
     logprob_targets: tuple[int, ...] | None = None  # per input token the token after it (-1: not wanted)
+    mask: bytes | None = None  # which tokens may be chosen: bit i % 8 of byte i // 8 is token i; None: all of them
 
     @property
     def num_tokens(self) -> int:
@@ -106,7 +107,8 @@ class Load(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One step. What happens, in this order: blocks are swapped out, then in, then copied; slots start; rows run.
+    """One step. What happens, in this order: blocks are swapped out, then in, then copied; slots start and get the masks of
+    their rows; rows run.
 
     Of two blocks that are swapped out to the same place the later one stays there. A prefetch says that the next step may
     swap the block in, so that its way from host memory can begin now.

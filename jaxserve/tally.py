@@ -15,8 +15,8 @@ PARTS = ("plan", "dispatch", "wait", "commit", "events", "deliver")  # of a turn
 
 _MOST_CLIENTS = 100  # each is a label in Prometheus, and names come from outside
 _LONGEST_NAME = 64
-_OTHERS = "other"  # the name of all clients that have none of their own here
-_NOBODY = "none"  # the name of a client that has not said its name
+OTHERS = "other"  # the name of all clients that have none of their own here
+NOBODY = "none"  # the name of a client that has not said its name
 
 # Upper ends of buckets, in seconds.
 _FIRST_TOKEN = (
@@ -152,10 +152,10 @@ class Tally:
         push each other out, and not those who were here for long."""
         name, clients = client_name(name), self.clients
         if name not in clients:
-            clients = {_OTHERS: Client()} | clients  # a new one: somebody may be reading the old one
+            clients = {OTHERS: Client()} | clients  # a new one: somebody may be reading the old one
             if len(clients) > _MOST_CLIENTS:
-                smallest = min(clients.keys() - {_OTHERS}, key=lambda each: clients[each].num_tokens)
-                clients[_OTHERS].add(clients.pop(smallest))
+                smallest = min(clients.keys() - {OTHERS}, key=lambda each: clients[each].num_tokens)
+                clients[OTHERS].add(clients.pop(smallest))
             clients.setdefault(name, Client())
             self.clients = clients
         clients[name].add(done)
@@ -163,4 +163,4 @@ class Tally:
 
 def client_name(name: str) -> str:
     """A client's name as a label: short, and text that can be encoded."""
-    return name[:_LONGEST_NAME].encode(errors="replace").decode() or _NOBODY
+    return name[:_LONGEST_NAME].encode(errors="replace").decode() or NOBODY

@@ -55,13 +55,65 @@ COST = CostModel(
 )
 
 
-def next_token(tokens: Sequence[int], params: SamplingParams, seed: int, index: int, banned: Iterable[int]) -> int:
-    """The pretend model: a fixed function of the whole context, of the random key if there is one, and of `banned`."""
+def next_token(
+    tokens: Sequence[int],
+    params: SamplingParams,
+    seed: int,
+    index: int,
+    banned: Iterable[int],
+    mask: bytes | None = None,
+) -> int:
+    """The pretend model: a fixed function of the whole context, the random key if there is one, and what is held back."""
     key = (seed % (1 << 32), index) if params.temperature > 0 else ()
     token, held_back = hash((tuple(tokens), key)) % VOCAB_SIZE, set(banned)
+    if mask is not None:
+        masked = {t for t in range(VOCAB_SIZE) if not mask[t // 8] >> t % 8 & 1}
+        assert len(masked) < VOCAB_SIZE, "nothing may follow"
+        held_back = held_back | masked if len(held_back | masked) < VOCAB_SIZE else masked
     while token in held_back:
         token = (token + 1) % VOCAB_SIZE
     return token
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FakeGrammar:
+    """Some tokens may follow, which ones depends on all before; `length` of them are an answer, from half of that on it may
+    end. At `breaks_at` tokens it breaks."""
+
+    salt: int = 0
+    length: int = 8
+    breaks_at: int = -1
+
+    def start(self) -> "FakeGuide":
+        return FakeGuide(self)
+
+
+class FakeGuide:
+    """Insists that it sees every token of its answer once, in order, and none that it did not allow."""
+
+    def __init__(self, grammar: FakeGrammar):
+        self._grammar = grammar
+        self.tokens: list[int] = []
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.tokens) >= self._grammar.length
+
+    @property
+    def error(self) -> str:
+        return "it breaks" if len(self.tokens) == self._grammar.breaks_at else ""
+
+    def mask(self) -> bytes:
+        return sum(1 << token for token in self._allowed()).to_bytes(4, "little")
+
+    def advance(self, token_id: int) -> None:
+        assert token_id in self._allowed()
+        self.tokens.append(token_id)
+
+    def _allowed(self) -> set[int]:
+        seen = (self._grammar.salt, *self.tokens)
+        allowed = {token for token in range(1, VOCAB_SIZE) if hash((*seen, token)) % 4 == 0} or {1}
+        return allowed | {EOS} if 2 * len(self.tokens) >= self._grammar.length else allowed
 
 
 def score(tokens: Sequence[int], target: int, count: int) -> TokenLogprob:
@@ -177,7 +229,7 @@ class FakeExecutor:
             hidden: Any = tuple(tokens) if row.task is Task.EMBED and row.samples else None
             return RowResult(prompt_logprobs=scores, hidden=hidden)
         context = edited(tokens, self._history.get(_slot(row), []), row.params)
-        token = next_token(context, row.params, row.seat.seed, row.output_index, row.banned)
+        token = next_token(context, row.params, row.seat.seed, row.output_index, row.banned, row.mask)
         self._last[_slot(row)] = row.seq_id, token
         self._history.setdefault(_slot(row), []).append(token)
         wanted = row.params.logprobs
@@ -329,12 +381,15 @@ def alone(request: Request, index: int = 0, *, max_model_len: int = 64) -> Expec
     params, prompt = request.params, request.prompt_token_ids
     room = min(params.max_tokens or math.inf, max_model_len - len(prompt))
     output, text = list[int](), ""
+    guide = request.grammar.start() if request.grammar is not None else None
     while True:
         banned = _banned(request, output)
         seed = (params.seed or 0) + index
-        token = next_token(edited((*prompt, *output), output, params), params, seed, len(output), banned)
+        context, mask = edited((*prompt, *output), output, params), None if guide is None else guide.mask()
+        token = next_token(context, params, seed, len(output), banned, mask)
         output.append(token)
-        stop_tokens = set(params.stop_token_ids) | (set() if params.ignore_eos else set(request.eos_token_ids))
+        ends = set() if params.ignore_eos and guide is None else set(request.eos_token_ids)
+        stop_tokens = set(params.stop_token_ids) | ends
         if token in stop_tokens and not params.include_stop_str_in_output:
             return Expected(output, text, "stop", token if token in params.stop_token_ids else None)
         before, text = text, text + ("" if token == EOS and params.skip_special_tokens else PIECES[token])
@@ -346,6 +401,10 @@ def alone(request: Request, index: int = 0, *, max_model_len: int = 64) -> Expec
             return Expected(output, text[:end], "stop", stop)
         if token in stop_tokens:
             return Expected(output, text, "stop", token if token in params.stop_token_ids else None)
+        if guide is not None:
+            guide.advance(token)
+            if guide.is_done or guide.error:
+                return Expected(output, text, "stop" if guide.is_done else "error", None)
         if len(output) >= room:
             return Expected(output, text, "length", None)
 

@@ -71,7 +71,6 @@ REFUSED = [
     ("ignore_eos", "false", "ignore_eos='false' must be True or False"),
     ("skip_special_tokens", 0, "skip_special_tokens=0"),
     ("include_stop_str_in_output", None, "include_stop_str_in_output=None"),
-    ("structured_outputs", {"json": {}}, "structured_outputs is not supported yet"),
 ]
 
 

@@ -133,9 +133,11 @@ def _sampling(rows: list[Row], size: int, num_slots: int, vocab_size: int) -> Sa
     top_p_s = column(1, np.float32, lambda r: r.params.top_p)
     min_p_s = column(0, np.float32, lambda r: r.params.min_p)
     is_edited_s = column(False, np.bool_, lambda r: r.samples and r.params.has_edits)
+    is_masked_s = column(False, np.bool_, lambda r: r.mask is not None)
     asks = Asks(
         edits=is_edited_s.any(),
         bans=(banned_sb < vocab_size).any(),
+        masks=is_masked_s.any(),
         draws=(temperature_s > 0).any(),
         top_k=(top_k_s > 0).any(),
         top_p=(top_p_s < 1).any(),
@@ -155,5 +157,6 @@ def _sampling(rows: list[Row], size: int, num_slots: int, vocab_size: int) -> Sa
         index_s=column(0, np.int32, lambda r: r.output_index),
         is_edited_s=is_edited_s,
         banned_sb=banned_sb,
+        is_masked_s=is_masked_s,
         asks=asks,
     )

@@ -18,7 +18,16 @@ from jaxserve.executor.experts import ExpertBook
 from jaxserve.executor.failure import explain
 from jaxserve.executor.inputs import empty_inputs, make_inputs, places
 from jaxserve.executor.ladder import Rung, fit, token_rungs
-from jaxserve.executor.program import DeviceState, StepOutputs, jit_copy, jit_repack, jit_start, jit_step, shardings
+from jaxserve.executor.program import (
+    DeviceState,
+    StepOutputs,
+    jit_copy,
+    jit_masks,
+    jit_repack,
+    jit_start,
+    jit_step,
+    shardings,
+)
 from jaxserve.executor.swap import HostPool
 from jaxserve.models.batch import TokenBatch
 from jaxserve.models.config import ModelConfig
@@ -30,6 +39,7 @@ from jaxserve.sampling.sampler import Logprobs
 from jaxserve.step import BlockCopy, Capacity, Row, RowResult, SlotStart, StepPlan, StepResult, TokenLogprob
 
 _COPIES = 16  # block copies per call
+_MASKS = 8  # masks per call
 _HISTORY = 512  # history tokens per call when a slot starts
 
 
@@ -79,6 +89,7 @@ class LocalExecutor:
         self._experts, self._mesh = experts, mesh
         self._jitted_copy = jit_copy(shapes, mesh)
         self._jitted_start = jit_start(shapes, mesh)
+        self._jitted_masks = jit_masks(shapes, mesh)
         self._num_host_blocks = num_host_blocks
         self._host = HostPool(shapes, mesh, self._num_replicas, num_host_blocks) if num_host_blocks else None
         self._compiled: dict[Any, Callable[..., Any]] = {}
@@ -105,7 +116,7 @@ class LocalExecutor:
         jobs["start"] = lambda: self._jitted_start.lower(
             self._state.sampler, *_history_chunk(0, True, 0.0, (), (), (), 0)
         )
-
+        jobs["masks"] = lambda: self._jitted_masks.lower(self._state.sampler, *self._empty_masks())
         if self._host is not None:
             jobs |= self._host.jobs(self._state.kv)
         if self._experts is not None and self._experts.placement is not None:
@@ -124,7 +135,7 @@ class LocalExecutor:
             self._host.use(self._compiled)
 
     def dispatch(self, plan: StepPlan) -> Pending:
-        """Copies, slot starts, then the step itself; returns before the device is done.
+        """Copies, slot starts, masks, then the step itself; returns before the device is done.
 
         With JAX's debug checks on, raises ValueError for a plan that points outside of the pool, before anything runs.
         """
@@ -140,6 +151,7 @@ class LocalExecutor:
             self._copy_blocks(plan.copies)
             for start in plan.starts:
                 self._start_slot(start)
+            self._set_masks(plan)
             self._move_experts(plan.index)
             outputs, self._state = self._compiled[rung](self._params, self._state, inputs, self._placement)
             self.num_late_compiles += count_compiles() - compiles
@@ -265,6 +277,26 @@ class LocalExecutor:
                 self._sizes["vocab_size"],
             )
             self._state = self._state._replace(sampler=self._compiled["start"](self._state.sampler, *chunk))
+
+    def _set_masks(self, plan: StepPlan) -> None:
+        """Each call brings the masks of up to `_MASKS` rows of every replica; unused ones go to a slot that is none."""
+        left = [
+            [row for row in plan.rows if row.mask is not None and row.replica == replica]
+            for replica in range(self._num_replicas)
+        ]
+        while any(left):
+            slot_c, masks_cw = self._empty_masks()
+            for replica, some in enumerate(left):
+                for index, row in enumerate(some[:_MASKS], start=replica * _MASKS):
+                    words = np.frombuffer(row.mask or b"", np.uint32)
+                    slot_c[index], masks_cw[index, : len(words)] = row.slot, words
+            left = [some[_MASKS:] for some in left]
+            self._state = self._state._replace(sampler=self._compiled["masks"](self._state.sampler, slot_c, masks_cw))
+
+    def _empty_masks(self) -> tuple[np.ndarray, np.ndarray]:
+        count = self._num_replicas * _MASKS
+        num_words = self._state.sampler.masks_rw.shape[1]
+        return np.full(count, self._num_slots, np.int32), np.zeros((count, num_words), np.uint32)
 
 
 def _cost_of(job: Any) -> int:

@@ -1,4 +1,4 @@
-"""What runs on the devices: one step as a pure function, block copies and slot starts, on one device or on a mesh.
+"""What runs on the devices: one step as a pure function, block copies, slot starts and masks, on one device or on a mesh.
 
 On a mesh all of it runs under `jax.shard_map`: every device gets its part of weights, state and inputs, by the rules of
 `sharding/rules.py`, and the functions called here say themselves what crosses devices.
@@ -105,6 +105,12 @@ def jit_start(state: DeviceState, mesh: Mesh | None) -> Any:
     """`sampler.start_slot`, jitted; slots are numbered through all replicas."""
     slots = specs(state).sampler
     return jax.jit(_over(mesh, sampler.start_slot, (slots, *(_SAME,) * 7), slots), donate_argnums=0)
+
+
+def jit_masks(state: DeviceState, mesh: Mesh | None) -> Any:
+    """`sampler.set_masks`, jitted; each replica has its own slots."""
+    slots = specs(state).sampler
+    return jax.jit(_over(mesh, sampler.set_masks, (slots, _REPLICA, _REPLICA), slots), donate_argnums=0)
 
 
 def jit_repack(moe: Moe[jax.Array], mesh: Mesh | None) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxserve.models import weights
 from jaxserve.models.config import ModelConfig
 from jaxserve.pallas_kernels.ragged_paged_attention.xla import DECODE_CHUNK, QUERY_TILE, ROWS, TILE_CHUNK
+from jaxserve.sampling.logits import mask_words
 from jaxserve.sampling.sampler import PROMPT_CHUNK
 from jaxserve.sharding.mesh import ONE_DEVICE, Parallel
 
@@ -21,7 +22,7 @@ class Needs:
     """Bytes on each device besides the KV pool."""
 
     weights: int
-    sampler: int  # counts and bias of every slot
+    sampler: int  # counts, bias and mask of every slot
     activations: int  # the most that a step has beside its arguments
 
     @property
@@ -51,8 +52,9 @@ def needs_of(
 
 
 def sampler_bytes(cfg: ModelConfig, num_slots: int, parallel: Parallel = ONE_DEVICE) -> int:
-    """Of `sampling.sampler.SamplerState`: a count and a bias for each token of this device's part of the vocabulary."""
-    return num_slots * (4 + 8 * _vocabulary(cfg, parallel))
+    """Of `sampling.sampler.SamplerState`: a count and a bias for each token of this device's part of the vocabulary, and a
+    bit for each token of all of it."""
+    return num_slots * (4 + 8 * _vocabulary(cfg, parallel) + 4 * mask_words(cfg.vocab_size + cfg.vocab_padding))
 
 
 def activation_bytes(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jaxserve.sharding.collectives import max_over, num_shards, sum_over
+from jaxserve.sharding.collectives import max_over, num_shards, shard_index, sum_over
 
 IN_PROMPT = 1 << 30  # flag beside the count of a token: it occurs in the prompt
 
@@ -35,6 +35,38 @@ def ban(logits_sv: Float[Array, "s v"], banned_sb: Int[Array, "s b"]) -> Float[A
     """Set the listed tokens to -inf; ids past the vocabulary are padding."""
     row_s1 = jnp.arange(logits_sv.shape[0])[:, None]
     return logits_sv.at[row_s1, banned_sb].set(-jnp.inf, mode="drop")
+
+
+def mask_words(vocab_size: int) -> int:
+    """How many u32 hold a bit for each token."""
+    return -(-vocab_size // 32)
+
+
+def unpack(masks_sw: UInt[Array, "s w"], size: int) -> Bool[Array, "s v"]:
+    """Masks of the whole vocabulary (bit i % 32 of word i // 32 is token i) -> those of this device's `size` tokens."""
+    if num_shards("vocab") == 1:
+        return _bits(masks_sw)[:, :size]
+    begin = shard_index("vocab") * size
+    width = size // 32 + 2  # words that `size` bits may lie in, wherever they begin
+    words_sw = jnp.pad(masks_sw, ((0, 0), (0, width)))  # else a slice at the end would be moved
+    words_sw = jax.lax.dynamic_slice_in_dim(words_sw, begin // 32, width, axis=1)
+    return jax.lax.dynamic_slice_in_dim(_bits(words_sw), begin % 32, size, axis=1)
+
+
+def _bits(words_sw: UInt[Array, "s w"]) -> Bool[Array, "s v"]:
+    place_11b = jnp.arange(32, dtype=jnp.uint32)[None, None, :]
+    bits_swb = (words_sw[:, :, None] >> place_11b) & jnp.uint32(1)
+    return bits_swb.reshape(words_sw.shape[0], -1).astype(jnp.bool_)
+
+
+def obey(
+    logits_sv: Float[Array, "s v"], wanted_sv: Float[Array, "s v"], may_sv: Bool[Array, "s v"]
+) -> Float[Array, "s v"]:
+    """`wanted`, with -inf where a token may not be chosen. A row in which nothing is left then takes plain `logits` instead:
+    a grammar must always find a token."""
+    wanted_sv = jnp.where(may_sv, wanted_sv, -jnp.inf)
+    is_stuck_s1 = max_over("vocab", jnp.max(wanted_sv, axis=1, keepdims=True)) == -jnp.inf
+    return jnp.where(is_stuck_s1 & may_sv, logits_sv, wanted_sv)
 
 
 def keep_top(

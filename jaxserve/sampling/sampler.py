@@ -18,7 +18,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, UInt
 
 from jaxserve.request import MAX_LOGPROBS
-from jaxserve.sampling.logits import IN_PROMPT, ban, keep_top, penalise
+from jaxserve.sampling.logits import IN_PROMPT, ban, keep_top, mask_words, obey, penalise, unpack
 from jaxserve.sharding.collectives import gather, max_over, num_shards, shard_index, sum_over, take, to_local
 
 _ARGMAX_BLOCK = 128  # tokens compared at a time when taking the best
@@ -36,10 +36,16 @@ class SamplerState(Generic[T]):
     last_r: T  # i32[r]; the token sampled last
     counts_rv: T  # i32[r v]; times a token occurs in the answer, plus IN_PROMPT
     bias_rv: T  # f32[r v]; added to the logits
+    masks_rw: T  # u32[r w]; a bit for each token of the whole vocabulary: whether a grammar allows it
 
 
-# Logical axes of its arrays.
-STATE_AXES = {"last_r": ("replica",), "counts_rv": ("replica", "vocab"), "bias_rv": ("replica", "vocab")}
+# Logical axes of its arrays. A mask is small, and its words would not split evenly: all devices have all of it.
+STATE_AXES = {
+    "last_r": ("replica",),
+    "counts_rv": ("replica", "vocab"),
+    "bias_rv": ("replica", "vocab"),
+    "masks_rw": ("replica", None),
+}
 
 
 @struct.dataclass
@@ -49,6 +55,7 @@ class Asks(Generic[T]):
 
     edits: T
     bans: T
+    masks: T
     draws: T
     top_k: T
     top_p: T
@@ -72,6 +79,7 @@ class SamplingInputs(Generic[T]):
     index_s: T  # i32[s]; which token of the answer this is
     is_edited_s: T  # bool[s]; whether the slot's counts and bias apply
     banned_sb: T  # i32[s b]; v and above: padding
+    is_masked_s: T  # bool[s]; whether the slot's mask applies
     asks: Asks[T]
 
 
@@ -91,6 +99,7 @@ def empty_state(num_slots: int, vocab_size: int) -> SamplerState[jax.Array]:
         last_r=jnp.zeros(num_slots, jnp.int32),
         counts_rv=jnp.zeros((num_slots, vocab_size), jnp.int32),
         bias_rv=jnp.zeros((num_slots, vocab_size), jnp.float32),
+        masks_rw=jnp.zeros((num_slots, mask_words(vocab_size)), jnp.uint32),
     )
 
 
@@ -123,13 +132,20 @@ def start_slot(
     )
 
 
+def set_masks(
+    state: SamplerState[jax.Array], slot_c: Int[Array, " c"], masks_cw: UInt[Array, "c w"]
+) -> SamplerState[jax.Array]:
+    """Lay down what some slots may choose next. Each replica counts its slots from 0; those past the last are padding."""
+    return dataclasses.replace(state, masks_rw=state.masks_rw.at[slot_c].set(masks_cw, mode="drop"))
+
+
 def sample(
     logits_sv: Float[Array, "s v"], state: SamplerState[jax.Array], inputs: SamplingInputs[jax.Array]
 ) -> tuple[Int[Array, " s"], Logprobs, SamplerState[jax.Array]]:
     """Choose a token per row. Returns tokens, their log-probabilities (zeros if not wanted), and the new state."""
     num_slots = state.last_r.shape[0]
     asks = inputs.asks
-    is_plain = ~(asks.edits | asks.bans | asks.draws)
+    is_plain = ~(asks.edits | asks.bans | asks.masks | asks.draws)
     # One choice around all: a `cond` that hands the logits on would copy them.
     token_s = jax.lax.cond(is_plain, _argmax, lambda x: _choose(_edit(x, state, inputs), inputs), logits_sv)
     logprobs = jax.lax.cond(
@@ -150,17 +166,22 @@ def sample(
 def _edit(
     logits_sv: Float[Array, "s v"], state: SamplerState[jax.Array], inputs: SamplingInputs[jax.Array]
 ) -> Float[Array, "s v"]:
-    """Penalties, bias and banned tokens, for the rows that have them."""
+    """Penalties, bias, banned tokens and grammars, for the rows that have them."""
+    slot_s = jnp.minimum(inputs.slot_s, state.last_r.shape[0] - 1)
 
     def edit(logits_sv):
-        slot_s = jnp.minimum(inputs.slot_s, state.last_r.shape[0] - 1)
         counts_sv = state.counts_rv[slot_s]
         edited = penalise(logits_sv, counts_sv, inputs.repetition_s, inputs.frequency_s, inputs.presence_s)
         return jnp.where(inputs.is_edited_s[:, None], edited + state.bias_rv[slot_s], logits_sv)
 
-    logits_sv = jax.lax.cond(inputs.asks.edits, edit, lambda x: x, logits_sv)
+    def mask(edited_sv):
+        may_sv = unpack(state.masks_rw[slot_s], logits_sv.shape[1])
+        return jnp.where(inputs.is_masked_s[:, None], obey(logits_sv, edited_sv, may_sv), edited_sv)
+
+    edited_sv = jax.lax.cond(inputs.asks.edits, edit, lambda x: x, logits_sv)
     banned_sb = to_local("vocab", inputs.banned_sb, logits_sv.shape[1])
-    return jax.lax.cond(inputs.asks.bans, lambda x: ban(x, banned_sb), lambda x: x, logits_sv)
+    edited_sv = jax.lax.cond(inputs.asks.bans, lambda x: ban(x, banned_sb), lambda x: x, edited_sv)
+    return jax.lax.cond(inputs.asks.masks, mask, lambda x: x, edited_sv)
 
 
 def _choose(logits_sv: Float[Array, "s v"], inputs: SamplingInputs[jax.Array]) -> Int[Array, " s"]:

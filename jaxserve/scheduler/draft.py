@@ -104,15 +104,17 @@ def make_row(sequence: Sequence, count: int, table: tuple[int, ...]) -> Row:
     if start >= num_prompt:  # a decode, or several tokens of an answer computed again
         samples = end == len(tokens) + sequence.num_pending
         banned = _banned(sequence, end - num_prompt) if samples and sequence.bans else ()
-        return Row(sequence.seat, start, known, feeds_last, table, samples, end - num_prompt, banned)
+        mask = sequence.guide.mask() if samples and sequence.guide is not None else None
+        return Row(sequence.seat, start, known, feeds_last, table, samples, end - num_prompt, banned, None, mask)
     if sequence.request.task is Task.GENERATE:
         samples = end == sequence.num_total
     else:
         samples = end == num_prompt  # asks for the last hidden state
     output_index = max(end - num_prompt, 0)
     banned = _banned(sequence, output_index) if samples and sequence.bans else ()
+    mask = sequence.guide.mask() if samples and sequence.guide is not None else None
     targets = _logprob_targets(sequence, start, count)
-    return Row(sequence.seat, start, known, feeds_last, table, samples, output_index, banned, targets)
+    return Row(sequence.seat, start, known, feeds_last, table, samples, output_index, banned, targets, mask)
 
 
 def _logprob_targets(sequence: Sequence, start: int, count: int) -> tuple[int, ...] | None:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from jaxserve.request import Finish, Task
+from jaxserve.request import Finish, Request, Task
 from jaxserve.scheduler.sequence import Sequence
 from jaxserve.step import Row, RowResult
 
@@ -36,13 +36,26 @@ class Counters:
 
 
 def finish_of(sequence: Sequence, row: Row) -> Finish | None:
-    """Why a sequence ends with a row whose token it has got; None: it goes on."""
+    """Why a sequence ends with a row whose token it has got; None: it goes on, and its guide has seen the token."""
     request = sequence.request
     if request.task is not Task.GENERATE:
         return Finish.STOP if row.start + row.num_tokens >= sequence.num_prompt else None
     if not row.samples:
         return None
-    token, params = sequence.tokens[-1], request.params
-    if token in params.stop_token_ids or (token in request.eos_token_ids and not params.ignore_eos):
+    token, guide = sequence.tokens[-1], sequence.guide
+    if is_end(request, token):
         return Finish.STOP
+    if guide is not None:
+        guide.advance(token)
+        if guide.is_done or guide.error:
+            return Finish.STOP if guide.is_done else Finish.ERROR
     return Finish.LENGTH if len(sequence.tokens) >= sequence.max_len else None
+
+
+def is_end(request: Request, token_id: int) -> bool:
+    """Whether a token says that the answer is over, and so is no part of it. With a grammar, end tokens always do: it allows
+    none before the answer is complete."""
+    params = request.params
+    if token_id in params.stop_token_ids:
+        return True
+    return token_id in request.eos_token_ids and (not params.ignore_eos or request.grammar is not None)

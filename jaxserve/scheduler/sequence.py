@@ -1,9 +1,10 @@
 """One sequence as the scheduler sees it: tokens known, tokens pending, tokens computed."""
 
+import dataclasses
 import enum
 
 from jaxserve.kv.store import Mark
-from jaxserve.request import Request, Task
+from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.scheduler.policy import View
 from jaxserve.step import Seat
 
@@ -24,6 +25,7 @@ class Sequence:
     __slots__ = (
         "bans",
         "epoch",
+        "guide",
         "marks",
         "max_len",
         "needs_host",
@@ -76,8 +78,10 @@ class Sequence:
         self.num_scored = 0  # prompt positions whose log-probabilities are computed, or are being
         self.num_cached = 0  # prompt tokens that the prefix cache gave
         self.bans = bool(request.params.min_tokens or request.bad_word_ids)
+        # What its answer must look like. It has seen the tokens that are known, wherever the sequence runs or waits.
+        self.guide = request.grammar.start() if request.grammar is not None else None
         # Whether the next step depends on the value of the newest token, so that it cannot be planned ahead.
-        self.needs_host = any(len(words) > 1 for words in request.bad_word_ids)
+        self.needs_host = self.guide is not None or any(len(words) > 1 for words in request.bad_word_ids)
 
     @property
     def num_total(self) -> int:
@@ -122,7 +126,12 @@ class Sequence:
             epoch=self.epoch,
             replica=replica,
             slot=slot,
-            params=self.request.params,
+            params=_for_devices(self.request.params),
             task=self.request.task,
             seed=self.seed,
         )
+
+
+def _for_devices(params: SamplingParams) -> SamplingParams:
+    """Options as they travel with every step: a schema may be long, and only the host reads it."""
+    return params if params.structured_outputs is None else dataclasses.replace(params, structured_outputs=None)

@@ -14,11 +14,6 @@ class Bucket:
     level: float
     filled_s: float  # until when it was filled
 
-    @classmethod
-    def full(cls, size: float, now_s: float) -> "Bucket":
-        """A new one."""
-        return cls(size, size, now_s)
-
     def fill(self, now_s: float) -> float:
         """Let time pass; returns the level."""
         self.level = min(self.size, self.level + (now_s - self.filled_s) * self.size / 60)
@@ -127,8 +122,7 @@ class Quotas:
         """Up to date, where a time is given."""
         account = self._accounts.get(client)
         if account is None:
-            limits = (self.requests_per_minute, self.tokens_per_minute)
-            account = Account(*(None if size is None else Bucket.full(size, now_s or 0.0) for size in limits))
+            account = Account(_full(self.requests_per_minute, now_s), _full(self.tokens_per_minute, now_s))
             self._accounts[client] = account
         if now_s is not None:
             if account.requests is not None:
@@ -151,3 +145,7 @@ class Quotas:
             message = f"this client may use {self.tokens_per_minute} tokens a minute; try again in {wait_s:.1f} s"
             return Refusal("rate_limit_exceeded", message, wait_s)
         return None
+
+
+def _full(size: int | None, now_s: float | None) -> Bucket | None:
+    return None if size is None else Bucket(size, size, now_s or 0.0)

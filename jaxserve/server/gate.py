@@ -15,7 +15,7 @@ from jaxserve.openai.envelope import DONE, frame
 from jaxserve.openai.errors import ApiError
 from jaxserve.server.buckets import Quotas
 from jaxserve.server.caller import Caller
-from jaxserve.server.config import ServerConfig
+from jaxserve.server.config import FORM_BYTES, ServerConfig
 from jaxserve.server.door import headers_of
 from jaxserve.server.json import error_response
 
@@ -56,7 +56,8 @@ class Gate:
             told = error_response(ApiError(CLOSING, status=503, code="unavailable"), headers={"connection": "close"})
             return await told(scope, receive, send)
         length = headers_of(scope, (b"content-length",)).get(b"content-length", b"0")
-        limit = self._config.max_body_bytes
+        is_upload = scope["path"].endswith("/v1/files")
+        limit = self._config.max_file_bytes + FORM_BYTES if is_upload else self._config.max_body_bytes
         if length.isdigit() and int(length) > limit:
             return await error_response(_too_long(limit))(scope, receive, send)
         client = (scope.get("caller") or Caller()).client
@@ -77,13 +78,20 @@ class Gate:
         def counted(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), *self._quotas.headers(client, time.monotonic())]
-                message = message | {"headers": headers}
+                message = {**message, "headers": headers}
             return send(message)
 
         return counted
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         seconds, start = self._config.request_timeout, None
+        timeout = asyncio.timeout(seconds or None)
+        expiry = Expiry(
+            timeout,
+            asyncio.get_running_loop().time(),
+            f"the request took longer than the {seconds:g} s that this server gives it",
+        )
+        scope["expiry"] = expiry
 
         def watched(message: Message) -> Awaitable[None]:
             nonlocal start
@@ -92,14 +100,12 @@ class Gate:
             return send(message)
 
         try:
-            async with asyncio.timeout(seconds or None) as timeout:
-                reason = f"the request took longer than the {seconds:g} s that this server gives it"
-                scope["expiry"] = Expiry(timeout, asyncio.get_running_loop().time(), reason)
+            async with timeout:
                 await self._app(scope, receive, watched)
         except TimeoutError:
             if not timeout.expired():
                 raise
-            told = ApiError(scope["expiry"].reason, status=504, code="timeout")
+            told = ApiError(expiry.reason, status=504, code="timeout")
             if start is None:
                 await error_response(told)(scope, receive, send)
             elif (b"content-type", b"text/event-stream; charset=utf-8") in start["headers"]:
@@ -123,4 +129,5 @@ def _counted(receive: Receive, limit: int) -> Receive:
 
 
 def _too_long(limit: int) -> ApiError:
-    return ApiError(f"the body is longer than {limit} bytes (--max-body-bytes)", status=413, code="body_too_long")
+    told = f"the body is longer than {limit} bytes (--max-body-bytes; of files --max-file-bytes)"
+    return ApiError(told, status=413, code="body_too_long")

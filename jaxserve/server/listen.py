@@ -5,6 +5,7 @@ import errno
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 from jaxserve.errors import ConfigError
 from jaxserve.server.config import ServerConfig
@@ -21,21 +22,23 @@ def listen(config: ServerConfig) -> socket.socket:
     """
     host, port = config.host, config.port
     try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, number, _, address = _resolved(host, port)
     except (socket.gaierror, UnicodeError):
         raise ConfigError(f"there is no host {host!r:.100}", remedy="Give --host an address of this machine") from None
-    found = socket.socket(family, kind, number)
+    made = socket.socket(family, kind, number)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(_BACKLOG)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(_BACKLOG)
     except OSError as error:
-        found.close()
+        made.close()
         raise _told(error, host, port) from None
-    found.setblocking(False)
-    return found
+    made.setblocking(False)
+    return made
+
+
+def _resolved(host: str, port: int) -> tuple[Any, ...]:
+    return socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
 
 
 def _told(error: OSError, host: str, port: int) -> ConfigError:

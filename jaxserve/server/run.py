@@ -2,24 +2,30 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from jaxserve.async_engine import AsyncEngine
+from jaxserve.errors import UnavailableError
 from jaxserve.server.app import create_app
+from jaxserve.server.archive import Archive
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.door import Hosts
 from jaxserve.server.listen import is_private, listen, raise_file_limit, tls, url
+from jaxserve.server.logs import logging_to, tell
 from jaxserve.server.protocol import protocol
 from jaxserve.server.state import ServerState
 
+_log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_WORDS_S = 5.0  # for answers that are complete, or cut short, to reach their callers
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells expect
@@ -30,16 +36,30 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
 
     Raises:
       ConfigError: it cannot listen there, or has no use of the certificates or keys.
+      UnavailableError: another server has the folder of files.
       Exception: of `load`.
     """
+    with logging_to(form=config.log_format, level=config.log_level):
+        _run(config, model_names, load)
+
+
+def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], AsyncEngine]) -> None:
     context, listening = tls(config), listen(config)
     raise_file_limit()
     run = _Run(config, load)
-    app: ASGIApp = create_app(config, model_names, lifespan=run.lifespan)
+    made = create_app(config, model_names, lifespan=run.lifespan)
+    run.archive = made.state.archive
+    try:
+        run.archive.claim()
+    except UnavailableError as error:
+        if config.files_dir is not None:
+            raise
+        _log.warning("no files and batches here: %s", error)
+    app: ASGIApp = made
     if is_private(listening) and not config.has_keys:
         app = Hosts(app, (config.host, *config.allowed_host))
     if not is_private(listening) and not config.has_keys:
-        _say(f"warning: whoever reaches {url(config, listening)} may use it; --api-key asks for a key")
+        _log.warning("whoever reaches %s may use it; --api-key asks for a key", url(config, listening))
     run.where = url(config, listening)
     run.server = _Server(
         uvicorn.Config(
@@ -47,7 +67,7 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
             http=protocol(config),  # pyright: ignore[reportArgumentType]  it is only called
             ws="none",
             lifespan="on",
-            log_level="warning",
+            log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,  # nobody may say where he comes from
@@ -71,6 +91,7 @@ class _Run:
         self.failure: BaseException | None = None
         self.where = ""
         self.server: uvicorn.Server
+        self.archive: Archive
         self._config = config
         self._load = load
         self._state: ServerState
@@ -83,12 +104,13 @@ class _Run:
         self._state, self._loop = state, asyncio.get_running_loop()
         # Not one of asyncio's threads: the process could not end before it does.
         threading.Thread(target=self._load_engine, name="jaxserve-load", daemon=True).start()
-        _say(f"loading; listening on {self.where}")
+        _log.info("loading; listening on %s", self.where)
         try:
             yield
         finally:
             if state.engine is not None:
                 await asyncio.to_thread(state.engine.close)
+            _log.info("stopped")
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """On a signal."""
@@ -96,7 +118,7 @@ class _Run:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         elif self._state.engine is None:
-            _say("stopped while loading")
+            _log.info("stopped while loading")
             sys.stdout.flush()
             # Loading cannot be interrupted, and an interpreter that ends beside it may crash.
             os._exit(_EXIT_INTERRUPTED if number == signal.SIGINT else 0)
@@ -114,7 +136,7 @@ class _Run:
 
     def _serve(self, engine: AsyncEngine) -> None:
         self._state.serve(engine)
-        _say(f"ready on {self.where}")
+        tell(_log, logging.INFO, f"ready on {self.where}", **_facts(engine))
 
     def _begin_drain(self) -> None:
         if self._draining is None:
@@ -124,12 +146,13 @@ class _Run:
         engine, limit = self._state.engine, self._config.drain_timeout
         assert engine is not None
         self._state.is_closing = True  # from now on requests get 503 and so does /ready; /health goes on
+        await self.archive.pause()  # the next server goes on with its batches
         num_left = engine.num_unfinished
-        _say(f"shutting down; {num_left} requests have {limit:g} s to end" if num_left else "shutting down")
+        tell(_log, logging.INFO, "shutting down", requests=num_left, timeout_s=limit)
         try:
             await asyncio.wait_for(engine.drain(), limit)
         except TimeoutError:
-            _say(f"{engine.num_unfinished} requests are cut short")
+            tell(_log, logging.WARNING, "requests are cut short", requests=engine.num_unfinished)
             await asyncio.to_thread(engine.close)  # their callers are told so
         self.server.should_exit = True
 
@@ -152,5 +175,9 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def _say(text: str) -> None:
-    print(f"jaxserve: {text}", file=sys.stderr, flush=True)  # noqa: T201  for whoever has started it
+def _facts(engine: AsyncEngine) -> dict[str, Any]:
+    """For the log, once the engine is there."""
+    counts = engine.counts()
+    sizes = ("backend", "architecture", "dtype", "max_model_len", "num_kv_blocks", "warm_up_compiles")
+    times = ("load_s", "warm_up_s")
+    return {name: counts[name] for name in sizes} | {name: round(counts[name], 3) for name in times}

@@ -33,11 +33,13 @@ def inputs(rows: int, **changes) -> sampler.SamplingInputs:
         "index_s": full(0, np.int32),
         "is_edited_s": full(0, np.bool_),
         "banned_sb": np.full((rows, MAX_BANNED), VOCAB, np.int32),
+        "is_masked_s": full(0, np.bool_),
     }
     wanted = plain | changes
     asks = sampler.Asks(
         edits=np.any(wanted["is_edited_s"]),
         bans=np.any(wanted["banned_sb"] < VOCAB),
+        masks=np.any(wanted["is_masked_s"]),
         draws=np.any(wanted["temperature_s"] > 0),
         top_k=np.any(wanted["top_k_s"] > 0),
         top_p=np.any(wanted["top_p_s"] < 1),
