@@ -181,7 +181,6 @@ def test_answers_do_not_depend_on_overlap_or_on_the_prefix_cache(options: dict[s
     "options",
     [
         {"swap_space": 0.01, "preemption_mode": "swap"},
-        {"tensor_parallel_size": 2},
         {"data_parallel_size": 2, "tensor_parallel_size": 2},
     ],
     ids=str,
