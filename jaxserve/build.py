@@ -55,7 +55,11 @@ class Built:
     facts: dict[str, Any]  # for metrics: backend, dtype, sizes, start-up seconds
 
     def metrics(self) -> dict[str, Any]:
-        """What the engine is and has done: the facts, token counts, padding, compilations, clients."""
+        """What the engine is and has done: `counts`, and clients."""
+        return self.counts() | {"clients": self.engine.scheduler.accounts.as_dict()}
+
+    def counts(self) -> dict[str, Any]:
+        """The facts, token counts, padding, compilations. Any thread may ask; two values may be a step apart."""
         scheduler, pipeline = self.engine.scheduler, self.engine.pipeline
         return self.facts | {
             **dataclasses.asdict(scheduler.counters),
@@ -63,7 +67,7 @@ class Built:
             "padded_tokens": pipeline.padded_tokens,
             "failed_steps": self.engine.failed_steps,
             **self.executor.metrics(),
-            "clients": scheduler.accounts.as_dict(),
+            "compiles": count_compiles(),
             "num_waiting": scheduler.num_waiting,
             "num_running": scheduler.num_running,
             "kv_blocks_held": scheduler.num_held_blocks,

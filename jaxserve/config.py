@@ -206,6 +206,12 @@ def processes_of_environment() -> tuple[str | None, int | None, int | None]:
     return address, count, index
 
 
+def api_keys_of_environment() -> tuple[str, ...]:
+    """$JAXSERVE_API_KEY or vLLM's $VLLM_API_KEY, for servers that are given no key otherwise."""
+    found = (os.environ.get("JAXSERVE_API_KEY"), os.environ.get("VLLM_API_KEY"))
+    return next(((key,) for key in found if key), ())
+
+
 def cache_folder() -> Path:
     """The per-user folder for what can be made again: $JAXSERVE_CACHE, else $XDG_CACHE_HOME/jaxserve, else ~/.cache."""
     own = os.environ.get("JAXSERVE_CACHE")

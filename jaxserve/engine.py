@@ -13,6 +13,7 @@ from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.progress import Progress, is_end
 from jaxserve.scheduler.sequence import Sequence
 from jaxserve.step import TokenLogprob
+from jaxserve.tally import Tally
 from jaxserve.tokenizer import Detokenizer, Tokenizer
 
 
@@ -25,6 +26,7 @@ class _Answer:
     detokenizer: Detokenizer | None
     num_sent: int = 0  # characters already in events
     num_sent_tokens: int = 0
+    token_s: float | None = None  # when the last token came
 
 
 @dataclasses.dataclass(slots=True)
@@ -59,6 +61,7 @@ class Engine:
         self.scheduler = scheduler
         self.pipeline = Pipeline(scheduler, executor, clock, overlap=overlap)
         self.failed_steps = 0
+        self.tally = Tally(max_model_len)
         self._tokenizer = tokenizer
         self._clock = clock
         self._vocab_size = vocab_size
@@ -138,7 +141,11 @@ class Engine:
             progress = self.pipeline.advance()
         except DeviceError as error:
             return self._lose_pool(error)
-        return list(self._events(progress))
+        came_s = self._clock.now_s()
+        events = list(self._events(progress, came_s))
+        self.tally.stepped(self.pipeline.num_tokens, came_s)
+        self.tally.took(self.pipeline.took | {"events": self._clock.now_s() - came_s})
+        return events
 
     def _lose_pool(self, error: DeviceError) -> list[Event]:
         """End whom a failed step has cost something: blocks, or (if preempted since) what steps under way computed."""
@@ -162,7 +169,7 @@ class Engine:
                 events.append(self._event(job, answer, finish))
         return events
 
-    def _events(self, progress: Iterable[Progress]) -> Iterable[Event]:
+    def _events(self, progress: Iterable[Progress], came_s: float) -> Iterable[Event]:
         for item in progress:
             job, answer = self._by_sequence[item.sequence.seq_id]
             if item.result.prompt_logprobs is not None:
@@ -171,6 +178,7 @@ class Engine:
                 job.output.hidden = item.result.hidden
             finish = item.finish
             if item.result.token_id is not None and job.request.task is Task.GENERATE:
+                self._note_time(job, answer, came_s)
                 finish = self._note_token(job, answer, item.result.token_id, item.result.logprob, finish)
             elif finish is None:
                 continue
@@ -178,14 +186,21 @@ class Engine:
                 answer.output.error = item.sequence.guide.error
             yield self._event(job, answer, finish)
 
+    def _note_time(self, job: _Job, answer: _Answer, came_s: float) -> None:
+        """A token has come."""
+        metrics = job.output.metrics
+        if metrics.first_token_s is None:
+            metrics.first_token_s = came_s
+            self.tally.began(job.request, metrics.arrival_s, came_s)
+        self.tally.token(answer.token_s)
+        answer.token_s = came_s
+
     def _note_token(
         self, job: _Job, answer: _Answer, token_id: int, logprob: TokenLogprob | None, finish: Finish | None
     ) -> Finish | None:
         """Append a token; returns why the answer ends here, if it does (a stop string may end it)."""
         output, params = answer.output, job.request.params
         output.token_ids.append(token_id)
-        if job.output.metrics.first_token_s is None:
-            job.output.metrics.first_token_s = self._clock.now_s()
         if logprob is not None and output.logprobs is not None:
             output.logprobs.append(self._logprobs(logprob))
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + logprob.logprob
@@ -215,6 +230,7 @@ class Engine:
         output, metrics = answer.output, job.output.metrics
         if metrics.started_s is None:
             metrics.started_s = answer.sequence.view.admitted_s
+            metrics.num_cached_tokens = answer.sequence.num_cached
         if finish:
             output.finish_reason = str(finish)
             del self._by_sequence[answer.sequence.seq_id]
@@ -224,6 +240,7 @@ class Engine:
                 job.output.finished = True
                 metrics.finished_s = self._clock.now_s()
                 del self._jobs[job.request.request_id]
+                self.tally.ended(job.request, job.output)
         # A stop string may be on its way: hold back what could be its beginning.
         held = 0 if finish else _held_back(output.text, job.request.params.stop)
         text = output.text[answer.num_sent : len(output.text) - held]

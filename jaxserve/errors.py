@@ -30,6 +30,10 @@ class CapacityError(RequestError):
     """A request, or a whole model, that can never fit the memory it was given."""
 
 
+class ServerError(JaxserveError):
+    """A server that we are a client of is not there, or refuses."""
+
+
 class DeviceError(JaxserveError):
     """A step failed on the device, for want of memory or otherwise. Requests that had begun are lost, others go on."""
 

@@ -17,6 +17,8 @@ class Pipeline:
         self.padded_tokens = 0
         self.computed_tokens = 0
         self.progress: list[Progress] = []  # what the last call of `advance` returned
+        self.took: dict[str, float] = {}  # its parts, in seconds
+        self.num_tokens = 0  # of the step that it collected
         self._scheduler = scheduler
         self._executor = executor
         self._clock = clock
@@ -38,10 +40,14 @@ class Pipeline:
         Raises:
           DeviceError: a step failed; `drop` says which were under way.
         """
-        self.progress = []
-        plan = self._scheduler.plan(self._clock.now_s())
+        self.progress, self.num_tokens = [], 0
+        began_s = self._clock.now_s()
+        plan = self._scheduler.plan(began_s)
+        planned_s = self._clock.now_s()
+        self.took = {"plan": planned_s - began_s}
         if plan is not None:
             self._pending.append((plan, self._executor.dispatch(plan)))
+            self.took["dispatch"] = self._clock.now_s() - planned_s
             if len(self._pending) < self._depth:
                 return []
         if self._pending:
@@ -56,8 +62,13 @@ class Pipeline:
 
     def _collect(self) -> list[Progress]:
         plan, handle = self._pending[0]
+        began_s = self._clock.now_s()
         result = self._executor.collect(handle)
+        came_s = self._clock.now_s()
         self._pending.popleft()
+        self.num_tokens = plan.num_tokens
         self.padded_tokens += result.padded_tokens
-        self.computed_tokens += plan.num_tokens
-        return self._scheduler.commit(plan, result, self._clock.now_s())
+        self.computed_tokens += self.num_tokens
+        progress = self._scheduler.commit(plan, result, came_s)
+        self.took |= {"wait": came_s - began_s, "commit": self._clock.now_s() - came_s}
+        return progress

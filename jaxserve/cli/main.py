@@ -1,14 +1,15 @@
 """The `jaxserve` command: finds the sub-command, hands over, and turns failures into one sentence and an exit code.
 
-Sub-commands are modules with `USAGE`, `add_arguments(parser)` and `run(args) -> int`; each is imported only when it
-is asked for, and imports jax only after its arguments are known to be right, so that `--help` and mistakes are quick.
+Sub-commands are modules with `USAGE`, `add_arguments(parser)` and `run(args) -> int`, or with `COMMANDS` of their own; each
+is imported only when it is asked for, and imports jax only after its arguments are known to be right, so that `--help` and
+mistakes are quick.
 """
 
 import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxserve.cli.flags import parse
 from jaxserve.config import nearest
@@ -19,7 +20,7 @@ COMMANDS = {
     "chat": ("jaxserve.cli.chat", "talk with a model in the terminal"),
     "serve": ("jaxserve.cli.serve", "serve a model over HTTP: OpenAI's API, vLLM's options"),
     "run-batch": ("jaxserve.cli.run_batch", "answer a file of requests in the OpenAI batch format; resumable"),
-    "bench": ("jaxserve.cli.bench", "measure throughput or latency on random prompts"),
+    "bench": ("jaxserve.cli.bench", "measure throughput or latency, here or of a server"),
     "simulate": (
         "jaxserve.cli.simulate",
         "replay a workload on chips that are not here, to choose policy, chip and layout",
@@ -27,6 +28,8 @@ COMMANDS = {
     "plan": ("jaxserve.cli.plan", "tell whether a model fits some devices, and how it would be spread over them"),
     "models": ("jaxserve.cli.models", "list what can be served, or describe one checkpoint"),
 }
+ABOUT = "Serve language models with JAX."
+EXAMPLE = 'example:\n  jaxserve generate tiny "def add(a, b):"'
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -56,23 +59,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(arguments: list[str]) -> int:
     """Run the sub-command that `arguments` name."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview())
-        return 0 if arguments else EXIT_USAGE
-    if arguments[0] in ("-V", "--version"):
+    if arguments and arguments[0] in ("-V", "--version"):
         from importlib.metadata import version
 
         print(f"jaxserve {version('jaxserve')}")
         return 0
+    return choose("jaxserve", COMMANDS, f"{ABOUT}\n\n{EXAMPLE}", arguments)
+
+
+def choose(prog: str, commands: Mapping[str, tuple[str, str]], about: str, arguments: list[str]) -> int:
+    """Run the one of `commands` that is named first, or tell which there are."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview(prog, commands, about))
+        return 0 if arguments else EXIT_USAGE
     name = arguments[0]
-    if name not in COMMANDS:
-        hint = nearest(name, COMMANDS)
-        known = f"did you mean {hint!r}?" if hint else f"there are {', '.join(COMMANDS)}"
-        print(f"jaxserve: no sub-command {name!r}; {known}", file=sys.stderr)
+    if name not in commands:
+        hint = nearest(name, commands)
+        known = f"did you mean {hint!r}?" if hint else f"there are {', '.join(commands)}"
+        print(f"{prog}: no sub-command {name!r}; {known}", file=sys.stderr)
         return EXIT_USAGE
-    module = importlib.import_module(COMMANDS[name][0])
+    module = importlib.import_module(commands[name][0])
+    if hasattr(module, "COMMANDS"):
+        return choose(f"{prog} {name}", module.COMMANDS, module.__doc__ or "", arguments[1:])
     parser = argparse.ArgumentParser(
-        prog=f"jaxserve {name}",
+        prog=f"{prog} {name}",
         usage=module.USAGE,
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -82,17 +92,14 @@ def dispatch(arguments: list[str]) -> int:
     return module.run(parse(parser, arguments[1:]))
 
 
-def overview() -> str:
-    """The text of `jaxserve --help`."""
-    rows = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
+def overview(prog: str, commands: Mapping[str, tuple[str, str]], about: str) -> str:
+    """The text of `--help` where there are sub-commands; `about` is a paragraph, then more."""
+    first, _, more = about.strip().partition("\n\n")
+    rows = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in commands.items())
     return (
-        "usage: jaxserve COMMAND [options]\n\n"
-        "Serve language models with JAX.\n\n"
-        f"commands:\n{rows}\n\n"
-        "Each command explains itself: jaxserve COMMAND --help\n\n"
-        "example:\n"
-        '  jaxserve generate tiny "def add(a, b):"'
-    )
+        f"usage: {prog} COMMAND [options]\n\n{first}\n\ncommands:\n{rows}\n\n"
+        f"Each command explains itself: {prog} COMMAND --help\n\n{more}"
+    ).rstrip()
 
 
 def os_error_sentence(error: OSError) -> str:

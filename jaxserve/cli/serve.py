@@ -10,6 +10,7 @@ import argparse
 
 from jaxserve.cli.flags import add_dataclass_flags, given
 from jaxserve.cli.options import add_engine_flags, engine_options, join_processes
+from jaxserve.config import api_keys_of_environment
 from jaxserve.errors import ConfigError
 from jaxserve.model_source import find_folder
 from jaxserve.server.config import ServerConfig
@@ -25,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config, options = ServerConfig(**given(args, ServerConfig)), engine_options(args, DEFAULTS)
+    server_options = given(args, ServerConfig)
+    if not server_options.keys() & {"api_key", "api_key_file"}:
+        server_options["api_key"] = api_keys_of_environment()
+    config, options = ServerConfig(**server_options), engine_options(args, DEFAULTS)
     join_processes(args)
     find_folder(args.model, options.get("load_format", "auto"))  # a mistake in the name is told before jax is loaded
     try:

@@ -10,16 +10,15 @@ from jaxserve.openai.envelope import dumps, envelope, usage
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.fields import NEUTRAL, MetaFields, SamplingFields, StreamOptions
 from jaxserve.openai.logprobs import Table, chat_logprobs, prompt_logprobs
-from jaxserve.openai.messages import Message, for_template
+from jaxserve.openai.messages import Message
 from jaxserve.openai.reader import News, Reader, Thought
 from jaxserve.openai.tools.choice import Tool, ToolChoice, tool_use
 from jaxserve.openai.tools.parser import Arguments, CallStart, Text
-from jaxserve.openai.turn import Dialect, Turn
+from jaxserve.openai.turn import Dialect, Turn, turn_of
 from jaxserve.output import CompletionOutput, Event, RequestOutput
 from jaxserve.request import SamplingParams
 
 PREFIX = "chatcmpl"
-_NOT_FOR_CALLERS = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message"))
 
 
 class ChatBody(SamplingFields, MetaFields, GuidedFields):
@@ -56,65 +55,41 @@ class ChatBody(SamplingFields, MetaFields, GuidedFields):
         Raises:
           ApiError: a field is out of range, cannot be obeyed, or contradicts another.
         """
-        messages = for_template(self.messages)
         asks_for_both = self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set
         if self.continue_final_message and asks_for_both:
             raise ApiError(
                 "continue_final_message and add_generation_prompt contradict each other",
                 param="continue_final_message",
             )
-        tools = tool_use(self.tools or (), self.tool_choice, dialect.tool_parser, parallel=self.parallel_tool_calls)
         form = None if self.response_format is None else self.response_format.constraint()
-        asked = only_one(response_format=form, structured_outputs=self.structured_outputs, **self.guided())
-        if asked is not None and tools.shown:
-            raise ApiError(
-                "an answer cannot both have a given form and call tools; leave one of them out, or send "
-                "tool_choice 'none'",
-                param="tools",
-            )
-        constraint = asked if tools.schema is None else {"json": tools.schema}
-        reasoning = dialect.reasoning_parser if constraint is None else None  # a form is obeyed from the first token on
-        needs_tags = dialect.has_special_tags and (tools.is_auto or reasoning is not None)
-        return Turn(
-            messages=messages,
-            params=self._params(constraint, keep_special=needs_tags),
-            tools=tools,
-            reasoning=reasoning,
-            variables=self._variables(dialect),
+        return turn_of(
+            dialect,
+            self.messages,
+            tool_use(self.tools or (), self.tool_choice, dialect.tool_parser, parallel=self.parallel_tool_calls),
+            only_one(response_format=form, structured_outputs=self.structured_outputs, **self.guided()),
+            sampling=self._sampling,
+            variables=self.chat_template_kwargs,
+            effort=self.reasoning_effort,
+            generate=self.add_generation_prompt,
             continues=self.continue_final_message,
         )
 
-    def _params(self, constraint: dict[str, Any] | None, *, keep_special: bool) -> SamplingParams:
+    def _sampling(self, **more: Any) -> SamplingParams:
         limits = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
         if len(limits) > 1:
             raise ApiError("max_tokens and max_completion_tokens differ; give one", param="max_completion_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
-        more: dict[str, Any] = {"max_tokens": next(iter(limits), None), "structured_outputs": constraint}
         if self.logprobs:
             more["logprobs"] = self.top_logprobs or 0
-        if keep_special:
-            more["skip_special_tokens"] = False
         try:
-            return self.sampling_params(**more)
+            return self.sampling_params(max_tokens=next(iter(limits), None), **more)
         except ApiError as error:
             if error.param == "max_tokens" and self.max_completion_tokens is not None:
                 error.param = "max_completion_tokens"
             elif error.param == "logprobs":
                 error.param = "top_logprobs"
             raise
-
-    def _variables(self, dialect: Dialect) -> dict[str, Any]:
-        """For the chat template."""
-        variables = dict(self.chat_template_kwargs or {})
-        taken = _NOT_FOR_CALLERS & variables.keys()
-        if taken:
-            raise ApiError(f"chat_template_kwargs must not set {min(taken)}", param="chat_template_kwargs")
-        if self.reasoning_effort is not None:
-            if "reasoning_effort" not in dialect.template:
-                raise ApiError("this model knows no reasoning_effort", param="reasoning_effort")
-            variables["reasoning_effort"] = self.reasoning_effort
-        return variables | {"add_generation_prompt": self.add_generation_prompt}
 
 
 def answer(body: ChatBody, turn: Turn, response_id: str, model: str, output: RequestOutput) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Message(Body):
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"annotations": ([],), "audio": (), "function_call": ()}
 
     role: Role
-    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    content: str | list[TextPart | RefusalPart] | None = None
     name: str | None = None
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -80,7 +80,7 @@ def for_template(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
       ApiError: there is nothing to say, or a message says nothing.
     """
     if not messages:
-        raise ApiError("messages must hold at least one message", param="messages")
+        raise ApiError("there are no messages", param="messages")
     return tuple(_for_template(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 

@@ -1,17 +1,21 @@
 """A turn of a conversation: what the model is given, and how what it says is read."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxserve.errors import CheckpointError
+from jaxserve.openai.constraint import Constraint
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.messages import Message, for_template
 from jaxserve.openai.reader import Reader
 from jaxserve.openai.reasoning import CLOSE, OPEN, ReasoningParser
 from jaxserve.openai.tools.choice import ToolUse
 from jaxserve.openai.tools.choose import TAGS, parser_name
 from jaxserve.request import SamplingParams
 from jaxserve.tokenizer import Tokenizer
+
+_NOT_FOR_CALLERS = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,6 +83,54 @@ class Turn:
         reasoning = ReasoningParser(self.reasoning, prompt) if self.reasoning is not None else None
         tools = self.tools.make_parser() if self.tools.make_parser is not None else None
         return Reader(reasoning, tools, parallel=self.tools.parallel)
+
+
+def turn_of(
+    dialect: Dialect,
+    messages: Sequence[Message],
+    tools: ToolUse,
+    asked: Constraint | None,
+    *,
+    sampling: Callable[..., SamplingParams],
+    variables: Mapping[str, Any] | None = None,
+    effort: str | None = None,
+    generate: bool = True,
+    continues: bool = False,
+) -> Turn:
+    """A turn in which an answer of the form `asked`, calls and thoughts do not get into each other's way.
+
+    `sampling` makes the options, some of which are given here. `variables`, `effort` and `generate` (whether it ends
+    with the beginning of an answer) are for the chat template.
+
+    Raises:
+      ApiError: they do, or the template does not know them.
+    """
+    if asked is not None and tools.shown:
+        raise ApiError(
+            "an answer cannot both have a given form and call tools; leave one of them out, or send tool_choice 'none'",
+            param="tools",
+        )
+    variables = dict(variables or {})
+    taken = _NOT_FOR_CALLERS & variables.keys()
+    if taken:
+        raise ApiError(f"chat_template_kwargs must not set {min(taken)}", param="chat_template_kwargs")
+    if effort is not None:
+        if "reasoning_effort" not in dialect.template:
+            raise ApiError("this model knows no reasoning_effort", param="reasoning_effort")
+        variables["reasoning_effort"] = effort
+    constraint = asked if tools.schema is None else {"json": tools.schema, "whitespace_pattern": " ?"}
+    reasoning = dialect.reasoning_parser if constraint is None else None  # a form is obeyed from the first token on
+    more: dict[str, Any] = {} if constraint is None else {"structured_outputs": constraint}
+    if dialect.has_special_tags and (tools.is_auto or reasoning is not None):
+        more["skip_special_tokens"] = False
+    return Turn(
+        messages=for_template(messages),
+        params=sampling(**more),
+        tools=tools,
+        reasoning=reasoning,
+        variables=variables | {"add_generation_prompt": generate},
+        continues=continues,
+    )
 
 
 def _open_end(text: str, last: str) -> str:

@@ -38,6 +38,11 @@ class Accounts:
                 self._accounts.move_to_end(oldest)
         return account
 
+    def running(self, client: str) -> int:
+        """Sequences of a client that run. Any thread may ask."""
+        account = self._accounts.get(client)
+        return 0 if account is None else account.num_running
+
     def as_dict(self) -> dict[str, dict[str, int]]:
         """For metrics."""
         return {client: dataclasses.asdict(account) for client, account in self._accounts.items()}

@@ -306,9 +306,10 @@ class Scheduler:
         draft.copies.extend(arrival.copies)
         account = self._accounts[sequence.seq_id]
         account.num_running += 1
-        num_cached = 0 if sequence.num_parked else sequence.num_computed
-        account.cached_tokens += num_cached
-        self.counters.cached_tokens += num_cached
+        if not sequence.num_parked:
+            account.cached_tokens += sequence.num_computed
+            self.counters.cached_tokens += sequence.num_computed
+            self.counters.sought_tokens += len(sequence.tokens)
         if sequence.request.params.has_edits:
             draft.starts.append(slot_start(sequence))
         self._replicas[sequence.replica].pin_prefix(sequence, 0, sequence.num_computed)

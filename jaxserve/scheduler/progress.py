@@ -25,6 +25,7 @@ class Counters:
     prompt_tokens: int = 0  # fed, recomputed ones included
     output_tokens: int = 0
     cached_tokens: int = 0  # prompt tokens that did not have to be fed
+    sought_tokens: int = 0  # those that could have been: of all who were admitted
     preemptions: int = 0
     displaced: int = 0  # of those: because the policy wanted somebody else to run
     swapped: int = 0  # of those: whose blocks went to host memory

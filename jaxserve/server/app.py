@@ -1,10 +1,12 @@
 """The server as an ASGI app."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -12,28 +14,43 @@ import jaxserve
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import JaxserveError
 from jaxserve.openai.errors import ApiError, api_error
-from jaxserve.server.bodies import describe
+from jaxserve.server.access import GONE, Access
+from jaxserve.server.archive import Archive
 from jaxserve.server.config import ServerConfig
-from jaxserve.server.json import JsonResponse
+from jaxserve.server.document import describe
+from jaxserve.server.guards import guards
+from jaxserve.server.json import error_response
 from jaxserve.server.routes import (
+    batches,
     chat,
     completions,
+    embeddings,
+    files,
     health,
+    metrics,
     models,
     page,
+    responses,
     stats,
+    tokens,
 )
 from jaxserve.server.state import ServerState
+from jaxserve.server.traces import Traces
 
 ROUTERS = (
     health.router,
+    metrics.router,
     models.router,
     completions.router,
     chat.router,
+    embeddings.router,
+    tokens.router,
+    responses.router,
+    files.router,
+    batches.router,
     stats.router,
     page.router,
 )
-_GONE = 499  # nginx's number for a caller who did not wait
 
 
 def create_app(
@@ -42,33 +59,56 @@ def create_app(
     engine: AsyncEngine | None = None,
     lifespan: Callable[[ServerState], contextlib.AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """`engine` may come later (`app.state.server.serve(engine)`): until then requests get status 503."""
+    """`engine` may come later (`app.state.server.serve(engine)`): until then requests get status 503.
+
+    Raises:
+      ConfigError: keys that cannot be read, or an option that wants a package that is not installed.
+    """
+    endpoint = config.otlp_traces_endpoint
+    traces = None if endpoint is None else Traces(endpoint, model_names[0])
 
     @contextlib.asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
-        if lifespan is None:
+        async with contextlib.AsyncExitStack() as stack:
+            if traces is not None:
+                stack.push_async_callback(asyncio.to_thread, traces.close)
+            stack.callback(state.release)
+            await stack.enter_async_context(state.traffic.watching())
+            if lifespan is not None:
+                await stack.enter_async_context(lifespan(state))
+            await stack.enter_async_context(app.state.archive.living())
             yield
-        else:
-            async with lifespan(app.state.server):
-                yield
 
-    app = FastAPI(title="jaxserve", version=jaxserve.__version__, docs_url=None, redoc_url=None, lifespan=living)
-    app.state.server = ServerState(config, model_names, engine)
+    state = ServerState(config, model_names)
+    app = FastAPI(
+        title="jaxserve",
+        version=jaxserve.__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=living,
+        # Access is the outermost: it sees what all the others answer.
+        middleware=[
+            Middleware(Access, traffic=state.traffic, logs=config.log_requests, traces=traces),
+            *guards(config, state.quotas),
+        ],
+    )
+    app.state.server = state
+    if engine is not None:
+        state.serve(engine)
+    app.state.archive = Archive(state)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ApiError, _tell_api_error)
     app.add_exception_handler(JaxserveError, _tell_ours)
     app.add_exception_handler(HTTPException, _tell_http)
     app.add_exception_handler(ClientDisconnect, _tell_nobody)
-    app.add_exception_handler(Exception, _tell_unknown)
     describe(app)
     return app
 
 
 async def _tell_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {"retry-after": "1"} if error.status in (429, 503) else None
-    return JsonResponse(error.body(), status_code=error.status, headers=headers)
+    return error_response(error)
 
 
 async def _tell_ours(request: Request, error: Exception) -> Response:
@@ -82,16 +122,10 @@ async def _tell_http(request: Request, error: Exception) -> Response:
     path = request.url.path[:100]
     reasons = {404: f"there is no {path!r} here", 405: f"{path!r} does not know method {request.method}"}
     told = ApiError(reasons.get(error.status_code, str(error.detail)), status=error.status_code)
-    response = JsonResponse(told.body(), status_code=told.status)
+    response = error_response(told)
     response.headers.update(error.headers or {})
     return response
 
 
 async def _tell_nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=_GONE)
-
-
-async def _tell_unknown(request: Request, error: Exception) -> Response:
-    """A bug of ours. What went wrong is in the log, not in the answer."""
-    told = ApiError("something went wrong in the server; its log says what", status=500, code="internal_error")
-    return JsonResponse(told.body(), status_code=500)
+    return Response(status_code=GONE)

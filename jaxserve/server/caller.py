@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.fields import MetaFields
+from jaxserve.server.state import state_of
 
 # Headers for clients that cannot change bodies; the body's own fields go first.
 _HEADERS = {
@@ -38,12 +39,33 @@ def meta_of(request: Request, body: MetaFields) -> dict[str, Any]:
       ApiError: a header that is no number where one is wanted, or a client that the key does not stand for.
     """
     meta = _from_headers(request) | body.meta()
-    client = caller_of(request).client
-    if client:
+    config, expiry = state_of(request).config, request.scope.get("expiry")
+    if config.enforce_deadlines and expiry is not None and "deadline_s" in meta:
+        expiry.within(meta["deadline_s"], "the request was not answered within the deadline_ms that it came with")
+    return owned(meta, caller_of(request), isolate=config.isolate_clients)
+
+
+def owned(meta: dict[str, Any], caller: Caller, *, isolate: bool) -> dict[str, Any]:
+    """The same as said by a caller: names stand for things of its own, and of nobody else.
+
+    Raises:
+      ApiError: a client that the key does not stand for.
+    """
+    client = caller.client or meta.get("client", "")
+    if caller.client:
         if meta.get("client", client) != client:
             raise ApiError(f"this key belongs to client {client!r}", status=403, param="client", code="wrong_client")
+        # No client has a slash in its name, so no two clients can mean the same.
+        meta = meta | {name: f"{client}/{meta[name]}" for name in ("program", "pin", "namespace") if meta.get(name)}
         meta["client"] = client
+    if isolate:
+        meta = meta | {"namespace": f"{client!r}/{meta.get('namespace', '')}"}
     return meta
+
+
+def headers_meta(request: Request) -> dict[str, Any]:
+    """What the headers alone say: for all requests of a batch. Not `owned` yet."""
+    return _from_headers(request)
 
 
 def _from_headers(request: Request) -> dict[str, Any]:

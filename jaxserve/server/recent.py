@@ -47,7 +47,9 @@ class Recent:
 
     def add(self, stream: Stream) -> None:
         """Follow a request from now on. Nothing has to be said when it ends."""
-        self._settle()
+        for entry in self._entries:
+            if entry.stream is not None and entry.stream.is_ended:
+                self._settle(entry, entry.stream)
         request = stream.request
         row = Row(
             id=request.request_id,
@@ -61,19 +63,19 @@ class Recent:
 
     def rows(self, client: str | None = None) -> list[dict[str, Any]]:
         """Newest first, as of now. With a client's name only its own."""
-        self._settle()
+        for entry in self._entries:
+            if entry.stream is not None:
+                self._settle(entry, entry.stream)
         rows = (entry.row for entry in reversed(self._entries))
         return [dataclasses.asdict(row) for row in rows if client is None or row.client == client]
 
-    def _settle(self) -> None:
-        """Bring rows up to date, and let go of those that have ended."""
-        for entry in self._entries:
-            if entry.stream is not None:
-                _update(entry.row, entry.stream.output)
-                if entry.stream.is_ended:
-                    if entry.row.finish_reason is None:  # the engine refused it, or is no more
-                        entry.row.finish_reason, entry.row.finished_s = "error", self._clock.now_s()
-                    entry.stream = None
+    def _settle(self, entry: _Entry, stream: Stream) -> None:
+        """Bring a row up to date, and let go of its request if that has ended."""
+        _update(entry.row, stream.output)
+        if stream.is_ended:
+            if entry.row.finish_reason is None:  # the engine refused it, or is no more
+                entry.row.finish_reason, entry.row.finished_s = "error", self._clock.now_s()
+            entry.stream = None
 
 
 def _kind(request_id: str) -> str:

@@ -2,14 +2,24 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 from starlette.requests import HTTPConnection
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.names import served_name
 from jaxserve.openai.turn import Dialect
+from jaxserve.request import Request
+from jaxserve.server import limits
+from jaxserve.server.buckets import Quotas
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.metrics import Metrics
+from jaxserve.server.response_store import ResponseStore
 from jaxserve.server.stats import Stats
+from jaxserve.server.traffic import Traffic
+from jaxserve.server.visit import note
+from jaxserve.stream import Stream
 from jaxserve.tokenizer import Tokenizer
 
 
@@ -21,18 +31,47 @@ class ServerState:
     model_names: tuple[str, ...]
     engine: AsyncEngine | None = None  # until it is loaded
     started: int = dataclasses.field(default_factory=lambda: int(time.time()))
-    _dialect: Dialect | None = None
+    is_closing: bool = False  # no more requests are taken
     stats: Stats = dataclasses.field(init=False)
+    traffic: Traffic = dataclasses.field(default_factory=Traffic)
+    metrics: Metrics = dataclasses.field(init=False)
+    quotas: Quotas = dataclasses.field(init=False)
+    responses: ResponseStore = dataclasses.field(init=False)
+    _review: Callable[[Request], Request] = dataclasses.field(init=False)
+    _dialect: Dialect | None = None
 
     def __post_init__(self) -> None:
         self.stats = Stats(self.model_names[0])
+        self.responses = ResponseStore(self.config.response_store_bytes)
+        self.metrics = Metrics(self.model_names[0], self.traffic)
+        self.quotas = Quotas(
+            requests_per_minute=self.config.requests_per_minute,
+            tokens_per_minute=self.config.tokens_per_minute,
+            max_concurrency=self.config.max_concurrency_per_client,
+        )
         if self.engine is not None:
             self.serve(self.engine)
 
     def serve(self, engine: AsyncEngine) -> None:
         """From now on it answers."""
-        engine.listeners.append(self.stats.recent.add)
+        self._review = limits.review(self.config)
+        engine.listeners += [self._charge, self.stats.recent.add, note]
+        self.metrics.engine = engine
+        engine.intake.reviews.append(self._review)
         self.engine = engine
+
+    def release(self) -> None:
+        """The engine may serve others now."""
+        if self.engine is not None:
+            self.engine.listeners.remove(self._charge)
+            self.engine.listeners.remove(self.stats.recent.add)
+            self.engine.listeners.remove(note)  # one of them, if another app has this engine too
+            self.engine.intake.reviews.remove(self._review)
+            self.engine = self.metrics.engine = None
+
+    def _charge(self, stream: Stream) -> None:
+        # Without keys a client is whoever it says, so all share one account.
+        self.quotas.follow(stream.request.client if self.config.has_keys else "", stream)
 
     @property
     def ready_engine(self) -> AsyncEngine:
@@ -69,15 +108,7 @@ class ServerState:
         Raises:
           ApiError: 404, for a model that is not served.
         """
-        if name is None or name in self.model_names:
-            return name or self.model_names[0]
-        known = ", ".join(map(repr, self.model_names))
-        raise ApiError(
-            f"model {name[:100]!r} is not served here; there is {known}",
-            status=404,
-            code="model_not_found",
-            param="model",
-        )
+        return served_name(name, self.model_names)
 
 
 def state_of(connection: HTTPConnection) -> ServerState:

@@ -151,7 +151,7 @@ def test_an_interrupted_answer_stays_in_the_conversation(fake_llm, checkpoint, c
 
 
 def test_bench_throughput_counts_tokens(cli, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxserve.cli.bench.random_prompts", lambda n, length, *_, **__: [[97] * length] * n)
+    monkeypatch.setattr("jaxserve.cli.bench_throughput.random_prompts", lambda n, length, *_, **__: [[97] * length] * n)
     options = ["--num-prompts", "3", "--input-len", "8", "--output-len", "4", "--json", tmp_path / "result.json"]
     done = cli("bench", "throughput", "--model", checkpoint, *options)
     result = json.loads((tmp_path / "result.json").read_text())
@@ -161,13 +161,13 @@ def test_bench_throughput_counts_tokens(cli, checkpoint, tmp_path, monkeypatch):
 
 
 def test_bench_latency_gives_percentiles(cli, checkpoint, monkeypatch):
-    monkeypatch.setattr("jaxserve.cli.bench.random_prompts", lambda n, length, *_, **__: [[97] * length] * n)
+    monkeypatch.setattr("jaxserve.cli.bench_latency.random_prompts", lambda n, length, *_, **__: [[97] * length] * n)
     done = cli("bench", "latency", "--model", checkpoint, "--num-iters", "3", "--input-len", "4", "--output-len", "2")
     assert all(f"latency_ms_{name}" in done.out for name in ("mean", "p50", "p90", "p99"))
 
 
 def test_random_prompts_share_only_the_prefix():
-    from jaxserve.cli.bench import random_prompts
+    from jaxserve.cli.bench_offline import random_prompts
 
     first, second = random_prompts(2, 50, 20, vocab_size=1000, seed=1)
     assert len(first) == len(second) == 50

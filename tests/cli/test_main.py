@@ -22,7 +22,9 @@ def test_every_command_explains_itself_with_an_example(cli, command):
     assert f"jaxserve {command}" in done.out.partition("examples:")[2]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["plan", "--help"], ["models"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["plan", "--help"], ["bench", "serve", "--help"], ["models"]]
+)
 def test_help_and_listings_load_no_jax(arguments, tmp_path):
     run_it = f"import sys; from jaxserve.cli.main import main\ntry: main({arguments})\n"
     code = run_it + "finally: assert 'jax' not in sys.modules"
@@ -46,7 +48,7 @@ def test_help_and_listings_load_no_jax(arguments, tmp_path):
         (["chat", "no-such-model"], "there is no folder 'no-such-model'"),
         (["plan", "no-such-model"], "there is no folder 'no-such-model'"),
         (["models", "no-such-model"], "there is no folder 'no-such-model'"),
-        (["bench", "speed", "--model", "tiny"], "invalid choice: 'speed'"),
+        (["bench", "xyzzy", "--model", "tiny"], "there are throughput, latency, serve"),
         (["bench", "latency", "--model", "tiny", "--num-iters", "0"], "--num-iters must be at least 1"),
         (["bench", "latency", "--model", "tiny", "--prefix-len", "999"], "--prefix-len must lie between 0 and"),
         (

@@ -21,7 +21,7 @@ FAILURE = "The device lost a step. Send it again."
 
 # The last message says what happens. All else is echoed.
 _SCRIPTS: dict[str, tuple[str, int, float]] = {  # text, characters of a piece, seconds between two
-    "slow": ("word " * 20_000, 5, 0.02),
+    "slow": ("word " * 20_000, 5, 0.005),
     "html": (HTML, 7, 0.001),
     "code": (CODE, 3, 0.001),
     "wide": ("x" * 400 + "\n```\n" + "a_very_long_name_" * 30 + "\n```\n", 90, 0.001),
@@ -96,7 +96,7 @@ class FakeOpenAI:
         return EventStream(self._frames(said, choice), done=b"" if said == "cut" else DONE)
 
     async def _frames(self, said: str, choice: Callable[[str], dict[str, Any]]) -> AsyncIterator[bytes]:
-        text, size, wait_s = _SCRIPTS.get(said, (f"You said: {said}", 4, 0.01))
+        text, size, wait_s = _SCRIPTS.get(said, (f"You said: {said}", 4, 0.03))
         pieces = [text[begin : begin + size] for begin in range(0, len(text), size)]
         if said == "think":
             yield _chunk({"delta": {"reasoning_content": "Hm, "}})

@@ -21,11 +21,12 @@ class ScriptedEngine:
         self.script: Sequence[str] = ()
         self.finish_reason = "stop"
         self.requests: list[Request] = []
-        self.intake = Intake(tokenizer, (), lambda request: None)
+        self.intake = Intake(tokenizer, (), lambda request: None, vocab_size=1024)
+        self.listeners: list[Any] = []
 
-    async def prepare(self, work: Any, *args: Any) -> Any:
+    async def prepare(self, work: Any, *args: Any, **options: Any) -> Any:
         """See AsyncEngine."""
-        return await asyncio.to_thread(work, *args)
+        return await asyncio.to_thread(work, *args, **options)
 
     def start(self, request: Request, text: str | None = None) -> Stream:
         """See AsyncEngine."""

@@ -90,7 +90,7 @@ def test_the_last_message_can_be_continued(client):
 @pytest.mark.parametrize(
     ("body", "param", "told"),
     [
-        ({"messages": []}, "messages", "at least one"),
+        ({"messages": []}, "messages", "there are no messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},

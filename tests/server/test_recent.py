@@ -61,6 +61,21 @@ def test_a_row_holds_figures_and_names_only():
     assert not any(piece in said for piece in PIECES[8:] if len(piece) > 2)
 
 
+def test_what_the_cache_gave_is_told_while_the_answer_grows():
+    rig = make_engine()
+    rig.run(ask("before", range(1, 10), max_tokens=1))
+    recent = Recent(rig.clock, "toy")
+    request = ask("cmpl-1", range(1, 10), max_tokens=8, ignore_eos=True)
+    stream = follow(recent, request)
+    rig.engine.add(request)
+    while stream.output is None:
+        for event in rig.step():
+            stream.push([event])
+    (row,) = recent.rows()
+    assert row["finish_reason"] is None
+    assert row["cached_tokens"] == 8
+
+
 def test_of_many_requests_the_last_ones_stay():
     recent = Recent(VirtualClock(), "toy", size=4)
     for number in range(10):

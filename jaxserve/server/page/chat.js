@@ -14,9 +14,12 @@ const stop = document.getElementById("stop-answer");
 const fresh = document.getElementById("fresh");
 const model = document.getElementById("model");
 
+const SPAN_MS = 50; // tokens that came within less have come in heaps, which says nothing of how fast they were made
 const plain = new Set(); // models that turned out to have no chat template
 let turns = []; // { question, answer }: of answers that came to something
 let running = null; // AbortController of the answer under way
+let follows = true; // whether the reader is at the end of the conversation
+let frame = 0;
 
 /** Wire the form. Messages can be sent once `ready` says so. */
 export function start() {
@@ -36,6 +39,8 @@ export function start() {
   stop.addEventListener("click", () => running?.abort());
   fresh.addEventListener("click", clear);
   model.addEventListener("change", explain);
+  log.addEventListener("scroll", () => (follows = log.scrollHeight - log.scrollTop - log.clientHeight < 40));
+  new ResizeObserver(scroll).observe(log);
 }
 
 export function ready(isReady) {
@@ -62,7 +67,8 @@ function ask() {
 async function answer(text) {
   const shown = new Answer(model.value);
   log.append(shown.element);
-  log.scrollTop = log.scrollHeight;
+  follows = true;
+  scroll();
   setRunning(new AbortController());
   const mine = running;
   const timing = { sent: performance.now(), first: null, last: null, pieces: 0, usage: null, finish: null };
@@ -132,7 +138,7 @@ function facts({ sent, first, last, pieces, usage, finish }, ended = null) {
   const tokens = usage?.completion_tokens ?? pieces;
   if (!pieces && !usage) return ended === "stopped" ? [ended] : [];
   const list = [`${usage ? "" : "about "}${count(tokens, "token")}`];
-  if (tokens > 1 && last > first) list.push(`${figure(((tokens - 1) / (last - first)) * 1000)} tokens/s`);
+  if (last - first > SPAN_MS) list.push(`${figure(((tokens - 1) / (last - first)) * 1000)} tokens/s`);
   if (first !== null) list.push(`first after ${duration((first - sent) / 1000)}`);
   const cached = usage?.prompt_tokens_details?.cached_tokens;
   if (cached) list.push(`${cached} of ${usage.prompt_tokens} prompt tokens cached`);
@@ -163,10 +169,12 @@ function explain() {
   note.textContent = "This model has no chat template, so it continues your text as it stands; a system prompt is not used.";
 }
 
-/** Follow the answer, unless the reader has scrolled up. */
+/** Follow the answer, unless the reader has scrolled up; once a picture, however fast tokens come. */
 function scroll() {
-  const distance = log.scrollHeight - log.scrollTop - log.clientHeight;
-  if (distance < 120) log.scrollTop = log.scrollHeight;
+  if (!frame) frame = requestAnimationFrame(() => {
+    frame = 0;
+    if (follows) log.scrollTop = log.scrollHeight;
+  });
 }
 
 /** The box grows with its text; CSS says how far. */

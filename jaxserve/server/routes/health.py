@@ -5,13 +5,14 @@ from starlette.responses import Response
 
 import jaxserve
 from jaxserve.openai.errors import ApiError
+from jaxserve.server.gate import CLOSING
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.state import state_of
 
 router = APIRouter()
 
 
-@router.get("/health")
+@router.get("/health", response_class=Response)
 async def health(request: Request) -> Response:
     """200 as long as restarting would not help: also while the model is loaded."""
     engine = state_of(request).engine
@@ -20,10 +21,13 @@ async def health(request: Request) -> Response:
     return Response()
 
 
-@router.get("/ready")
+@router.get("/ready", response_class=Response)
 async def ready(request: Request) -> Response:
     """200 when requests are taken."""
-    engine = state_of(request).ready_engine
+    state = state_of(request)
+    engine = state.ready_engine
+    if state.is_closing:
+        raise ApiError(CLOSING, status=503, code="unavailable")
     if engine.failure:
         raise ApiError(engine.failure, status=503, code="unavailable")
     return Response()
