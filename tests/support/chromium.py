@@ -137,8 +137,8 @@ class Chromium:
             time.sleep(0.03)
 
     def text(self, selector: str) -> str:
-        """What stands in the first element of a CSS selector."""
-        return self.run(f"document.querySelector({json.dumps(selector)}).textContent")
+        """What stands in the first element of a CSS selector. Blanks are blanks, whether lines break there or not."""
+        return self.run(f"document.querySelector({json.dumps(selector)}).textContent").replace("\xa0", " ")
 
     def click(self, selector: str) -> None:
         """A real click on the middle of an element, which must be visible there."""
