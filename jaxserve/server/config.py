@@ -11,6 +11,8 @@ from jaxserve.openai.reasoning import ReasoningParser
 from jaxserve.openai.tools.choose import CHOICES as TOOL_PARSERS
 from jaxserve.openai.tools.choose import parser_name
 
+FORM_BYTES = 64 << 10  # of an upload, beside the file
+
 
 @names_unknown_options
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

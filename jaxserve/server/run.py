@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import UnavailableError
 from jaxserve.server.app import create_app
+from jaxserve.server.archive import Archive
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.door import Hosts
 from jaxserve.server.listen import is_private, listen, raise_file_limit, tls, url
@@ -47,8 +48,9 @@ def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], 
     raise_file_limit()
     run = _Run(config, load)
     made = create_app(config, model_names, lifespan=run.lifespan)
+    run.archive = made.state.archive
     try:
-        made.state.archive.claim()
+        run.archive.claim()
     except UnavailableError as error:
         if config.files_dir is not None:
             raise
@@ -89,6 +91,7 @@ class _Run:
         self.failure: BaseException | None = None
         self.where = ""
         self.server: uvicorn.Server
+        self.archive: Archive
         self._config = config
         self._load = load
         self._state: ServerState
@@ -143,6 +146,7 @@ class _Run:
         engine, limit = self._state.engine, self._config.drain_timeout
         assert engine is not None
         self._state.is_closing = True  # from now on requests get 503 and so does /ready; /health goes on
+        await self.archive.pause()  # the next server goes on with its batches
         num_left = engine.num_unfinished
         tell(_log, logging.INFO, "shutting down", requests=num_left, timeout_s=limit)
         try:

@@ -9,9 +9,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from jaxserve.openai.errors import ApiError
+from jaxserve.server.config import FORM_BYTES
 from jaxserve.server.files import too_long
-
-_AROUND = 64 << 10  # bytes of a form beside its file
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ async def read_form(request: Request, max_bytes: int) -> Form:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError("the body must be multipart/form-data", status=415, code="unsupported_media_type")
     length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > max_bytes + _AROUND:
+    if length.isdigit() and int(length) > max_bytes + FORM_BYTES:
         raise too_long(max_bytes)
     content = _limited(request, max_bytes)
     parser = MultiPartParser(request.headers, content, max_files=1, max_fields=8, max_part_size=1 << 10)
@@ -55,7 +54,7 @@ async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
     num_bytes = 0
     async for piece in request.stream():
         num_bytes += len(piece)
-        if num_bytes > max_bytes + _AROUND:
+        if num_bytes > max_bytes + FORM_BYTES:
             raise too_long(max_bytes)
         yield piece
 
