@@ -128,7 +128,7 @@ class Chromium:
             raise PageError(details.get("exception", {}).get("description") or details["text"])
         return result["result"].get("value")
 
-    def until(self, script: str, timeout_s: float = 10.0) -> None:
+    def until(self, script: str, timeout_s: float = 20.0) -> None:
         """Wait until an expression is true, as JavaScript sees it."""
         end_s = time.monotonic() + timeout_s
         while not self.run(f"Boolean({script})"):
