@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxserve.async_engine import AsyncEngine
+from jaxserve.errors import RequestError
+from jaxserve.openai.constraint import told_with
 from jaxserve.openai.turn import Turn
 from jaxserve.stream import Stream
 
@@ -17,6 +19,9 @@ async def start(engine: AsyncEngine, turn: Turn, meta: Mapping[str, Any], reques
 
     def make():
         prompt = turn.prompt(engine.intake.tokenizer)
-        return engine.intake.request(prompt, turn.params, meta=meta, request_id=request_id)
+        try:
+            return engine.intake.request(prompt, turn.params, meta=meta, request_id=request_id)
+        except RequestError as error:
+            raise told_with(str(error), turn.form) if "structured_outputs" in str(error) else error from None
 
     return engine.start(*await engine.prepare(make))
