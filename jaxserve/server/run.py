@@ -15,7 +15,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from jaxserve.async_engine import AsyncEngine
+from jaxserve.errors import UnavailableError
 from jaxserve.server.app import create_app
+from jaxserve.server.archive import Archive
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.door import Hosts
 from jaxserve.server.listen import is_private, listen, raise_file_limit, tls, url
@@ -34,6 +36,7 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
 
     Raises:
       ConfigError: it cannot listen there, or has no use of the certificates or keys.
+      UnavailableError: another server has the folder of files.
       Exception: of `load`.
     """
     with logging_to(form=config.log_format, level=config.log_level):
@@ -44,7 +47,15 @@ def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], 
     context, listening = tls(config), listen(config)
     raise_file_limit()
     run = _Run(config, load)
-    app: ASGIApp = create_app(config, model_names, lifespan=run.lifespan)
+    made = create_app(config, model_names, lifespan=run.lifespan)
+    run.archive = made.state.archive
+    try:
+        run.archive.claim()
+    except UnavailableError as error:
+        if config.files_dir is not None:
+            raise
+        _log.warning("no files and batches here: %s", error)
+    app: ASGIApp = made
     if is_private(listening) and not config.has_keys:
         app = Hosts(app, (config.host, *config.allowed_host))
     if not is_private(listening) and not config.has_keys:
@@ -80,6 +91,7 @@ class _Run:
         self.failure: BaseException | None = None
         self.where = ""
         self.server: uvicorn.Server
+        self.archive: Archive
         self._config = config
         self._load = load
         self._state: ServerState
@@ -134,6 +146,7 @@ class _Run:
         engine, limit = self._state.engine, self._config.drain_timeout
         assert engine is not None
         self._state.is_closing = True  # from now on requests get 503 and so does /ready; /health goes on
+        await self.archive.pause()  # the next server goes on with its batches
         num_left = engine.num_unfinished
         tell(_log, logging.INFO, "shutting down", requests=num_left, timeout_s=limit)
         try:
