@@ -4,7 +4,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 from jaxserve.openai.errors import ApiError
-from jaxserve.openai.fields import Body
+from jaxserve.openai.fields import Body, JsonObject
 
 Constraint = dict[str, Any]  # what SamplingParams.structured_outputs takes
 
@@ -20,7 +20,7 @@ class ResponseFormat(Body):
     """Chat's form; `json_schema` holds `name`, `schema` and `strict`."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonObject | None = None
 
     def constraint(self) -> Constraint | None:
         """None: anything goes.
@@ -36,7 +36,7 @@ class ResponseFormat(Body):
 class GuidedFields(Body):
     """How vLLM asked for a form before `structured_outputs`."""
 
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: JsonObject | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None

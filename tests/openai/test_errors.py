@@ -8,6 +8,8 @@ from jaxserve.openai.completion import CompletionBody
 from jaxserve.openai.errors import of_validation
 from jaxserve.openai.responses import ResponseBody
 
+NAN = float("nan")
+FUNCTION = {"type": "function", "name": "f"}
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -28,6 +30,14 @@ HI = [{"role": "user", "content": "hi"}]
         (ResponseBody, {"input": [{"type": "function_call", "call_id": "c"}]}, "input[0].name", "required"),
         (ResponseBody, {"input": [{"role": "nobody", "content": "x"}]}, "input[0].role", "should be 'user'"),
         (ResponseBody, {"input": "x", "metadata": {"a": 1}}, "metadata.a", "string"),
+        (
+            ResponseBody,
+            {"input": "x", "tools": [FUNCTION | {"parameters": {"a": [NAN]}}]},
+            "tools[0].parameters",
+            "finite",
+        ),
+        (ChatBody, {"messages": HI, "chat_template_kwargs": {"a": NAN}}, "chat_template_kwargs", "finite"),
+        (ChatBody, {"messages": HI, "structured_outputs": {"json": {"const": NAN}}}, "structured_outputs", "finite"),
     ],
 )
 def test_the_field_at_fault_is_named(model, body, param, told):

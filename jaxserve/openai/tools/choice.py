@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from jaxserve.openai.errors import ApiError
-from jaxserve.openai.fields import Body
+from jaxserve.openai.fields import Body, JsonObject
 from jaxserve.openai.tools import forced
 from jaxserve.openai.tools.choose import PARSERS
 from jaxserve.openai.tools.parser import RuleParser, ToolParser
@@ -21,7 +21,7 @@ class Function(Body):
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
     @field_validator("parameters")
