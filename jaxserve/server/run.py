@@ -5,6 +5,8 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -41,10 +43,19 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
 
 
 def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], AsyncEngine]) -> None:
-    context, listening = tls(config), listen(config)
-    raise_file_limit()
     run = _Run(config, load)
-    app: ASGIApp = create_app(config, model_names, lifespan=run.lifespan)
+    app = create_app(config, model_names, lifespan=run.lifespan)
+    context = tls(config)
+    raise_file_limit()
+    with listen(config) as listening:
+        _listen_with(app, config, run, context, listening)
+    if run.failure is not None:
+        raise run.failure
+
+
+def _listen_with(
+    app: ASGIApp, config: ServerConfig, run: "_Run", context: ssl.SSLContext | None, listening: socket.socket
+) -> None:
     if is_private(listening) and not config.has_keys:
         app = Hosts(app, (config.host, *config.allowed_host))
     if not is_private(listening) and not config.has_keys:
@@ -69,8 +80,6 @@ def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], 
         run.stop,
     )
     run.server.run(sockets=[listening])
-    if run.failure is not None:
-        raise run.failure
 
 
 class _Run:
@@ -123,7 +132,11 @@ class _Run:
             self._loop.call_soon_threadsafe(self._serve, engine)
 
     def _serve(self, engine: AsyncEngine) -> None:
-        self._state.serve(engine)
+        try:
+            self._state.serve(engine)
+        except Exception as failure:  # noqa: BLE001  it is raised by `run_server`
+            self.failure, self.server.should_exit = failure, True
+            return
         tell(_log, logging.INFO, f"ready on {self.where}", **_facts(engine))
 
     def _begin_drain(self) -> None:
@@ -141,7 +154,8 @@ class _Run:
         except TimeoutError:
             tell(_log, logging.WARNING, "requests are cut short", requests=engine.num_unfinished)
             await asyncio.to_thread(engine.close)  # their callers are told so
-        self.server.should_exit = True
+        finally:
+            self.server.should_exit = True
 
 
 class _Server(uvicorn.Server):

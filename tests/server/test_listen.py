@@ -42,7 +42,7 @@ def test_a_forbidden_port_is_told(monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(socket, "socket", type("Socket", (socket.socket,), {"bind": forbid}))
-    with pytest.raises(ConfigError, match="port 80 is for administrators. Give a --port from 1024 on"):
+    with pytest.raises(ConfigError, match=r"port 80 is for administrators\. Give a --port from 1024 on"):
         listen(ServerConfig(port=80))
 
 
