@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from record import append
 
 from jaxserve import LLM
-from jaxserve.cli.run_batch import answer_lines, read_lines
+from jaxserve.batch.lines import read_lines
+from jaxserve.cli.run_batch import answer_lines
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "batch_groups.jsonl"
 BLOCK, VOCABULARY = 32, 1000
@@ -48,8 +49,8 @@ def run(llm: LLM, source: Path) -> tuple[float, dict[str, int], dict[str, str]]:
     """Seconds, what was counted, and the answers."""
     llm._engine.scheduler.clear_cache()
     before = llm.metrics()
-    with tempfile.TemporaryFile() as results:
-        lines = list(read_lines(source))
+    with tempfile.TemporaryFile() as results, source.open("rb") as file:
+        lines = list(read_lines(file))
         begin_s = time.perf_counter()
         print(answer_lines(llm, iter(lines), ["tiny"], results, len(lines), False), file=sys.stderr)
         seconds = time.perf_counter() - begin_s

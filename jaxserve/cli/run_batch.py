@@ -20,20 +20,22 @@ import argparse
 import contextlib
 import sys
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from tqdm import tqdm
 
-from jaxserve.cli.batch_body import Item, parse_job, parse_line
-from jaxserve.cli.batch_file import Key, append, open_results
-from jaxserve.cli.batch_plan import planned
-from jaxserve.cli.batch_schema import LineError
+from jaxserve.batch.flight import Flight, tokenizer_of
+from jaxserve.batch.job import Reader, jobs
+from jaxserve.batch.lines import Line, read_lines
+from jaxserve.batch.plan import planned
+from jaxserve.batch.results import append, open_results, result_line
 from jaxserve.cli.options import add_engine_flags, engine_options, join_processes
 from jaxserve.errors import ConfigError
 from jaxserve.model_source import find_folder
+from jaxserve.openai.errors import ApiError
+from jaxserve.openai.turn import Dialect
 
 if TYPE_CHECKING:
     from jaxserve.llm import LLM
@@ -60,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     served = [args.model, *args.served_model_name, *names]
     if args.output.exists() and args.input.samefile(args.output):
         raise ConfigError("-i and -o name the same file", remedy="Give another -o")
-    keys = [key for _, key, _ in read_lines(args.input)]  # before the output is touched, and before jax is loaded
+    with args.input.open("rb") as source:  # before the output is touched, and before jax is loaded
+        keys = [key for _, key, _ in read_lines(source)]
     results, answered = open_results(args.output)
     with results:
         num_left = sum(key not in answered for key in keys)
@@ -71,61 +74,34 @@ def run(args: argparse.Namespace) -> int:
         from jaxserve.llm import LLM
 
         llm = LLM(args.model, **options)
-        todo = (line for line in read_lines(args.input) if line[1] not in answered)
-        try:
-            print(answer_lines(llm, todo, served, results, num_left, options.get("progress", True)), file=sys.stderr)
-        except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from here", file=sys.stderr)
-            raise
+        with args.input.open("rb") as source:
+            todo = (line for line in read_lines(source) if line[1] not in answered)
+            try:
+                said = answer_lines(llm, todo, served, results, num_left, options.get("progress", True))
+            except KeyboardInterrupt:
+                print("\nstopped; the same command goes on from here", file=sys.stderr)
+                raise
+        print(said, file=sys.stderr)
     return 0
 
 
-Line = tuple[int, Key, dict[str, Any] | LineError]  # number, what it is known by, content or what is wrong with it
-
-
-def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a batch file that are not blank. A second line with the same custom_id is an error."""
-    seen: set[str] = set()
-    with path.open("rb") as file:
-        for number, raw_bytes in enumerate(file, start=1):
-            if not raw_bytes.strip():
-                continue
-            try:
-                custom_id, raw = parse_line(decode(raw_bytes))
-                if custom_id in seen:
-                    raise LineError(f"custom_id {custom_id!r} was used before", code="duplicate_custom_id")
-                seen.add(custom_id)
-                yield number, custom_id, raw
-            except LineError as error:
-                yield number, number, error
-
-
-def decode(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LineError(f"not UTF-8 at byte {error.start}", code="invalid_json") from None
-
-
 def answer_lines(
-    llm: "LLM", todo: Iterator[Line], served: list[str], results: BinaryIO, num_left: int, progress: bool
+    llm: "LLM", todo: Iterator[Line], served: Sequence[str], results: BinaryIO, num_left: int, progress: bool
 ) -> str:
     """Answer every line; returns a sentence that sums it up."""
-    from jaxserve.cli.batch_flight import Flight
-
     start_s = time.perf_counter()
     num_errors = num_tokens = num_prompt = num_cached = 0
-    items = jobs(todo, served)
+    items = jobs(todo, Reader(served=served, dialect=Dialect.of(tokenizer_of(llm))))
     is_planned = llm.config.scheduling_policy == "batchllm" and llm.config.enable_prefix_caching
     if is_planned:
         items = planned(llm, items, lambda text: tqdm.write(text, file=sys.stderr))
-    flight = Flight(llm, items)
+    flight = Flight(llm, items, lambda: 2 * llm.config.max_running)  # so that the engine never waits for us
     bar = tqdm(total=num_left, unit="req", desc="run-batch", disable=None if progress else True)
     bar.set_postfix_str("reading ahead" if is_planned else "")
     with bar, contextlib.closing(flight.answers()) as answers:
         for number, custom_id, answer in answers:
             append(results, result_line(number, custom_id, answer))
-            if isinstance(answer, LineError):
+            if isinstance(answer, ApiError):
                 num_errors += 1
             else:
                 num_tokens += answer["usage"]["total_tokens"]
@@ -139,28 +115,3 @@ def answer_lines(
         f"{num_tokens / elapsed_s:.0f} tokens per second, prompts included; "
         f"{num_cached:,} of {num_prompt:,} prompt tokens came from the cache"
     )
-
-
-def jobs(todo: Iterator[Line], served: list[str]) -> Iterator[Item]:
-    """Lines, understood."""
-    for number, key, content in todo:
-        if isinstance(content, LineError):
-            yield number, None, content
-            continue
-        try:
-            yield number, str(key), parse_job(content, served)
-        except LineError as error:
-            yield number, str(key), error
-
-
-def result_line(number: int, custom_id: str | None, answer: dict[str, Any] | LineError) -> dict[str, Any]:
-    """A line of the output file: OpenAI's fields, and in an error also the line of the input."""
-    line: dict[str, Any] = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id}
-    request_id = f"req_{uuid.uuid4().hex}"
-    if not isinstance(answer, LineError):
-        return line | {"response": {"status_code": 200, "request_id": request_id, "body": answer}, "error": None}
-    body = {"message": str(answer), "type": answer.error_type, "param": answer.param, "code": answer.code}
-    return line | {
-        "response": {"status_code": answer.status, "request_id": request_id, "body": {"error": body}},
-        "error": {"code": answer.code, "message": str(answer), "line": number},
-    }

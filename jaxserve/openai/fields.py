@@ -53,20 +53,21 @@ class Body(BaseModel):
     def _known(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value  # pydantic says what is wrong
+        # Looked up once: it is slow.
         fields, kept = {field.alias or name for name, field in cls.model_fields.items()}, dict[str, Any]()
         for key, item in value.items():
             if item is None or (key in LABELS and cls.neutral and key not in fields):
                 continue
-            if key in cls.neutral:
+            if key in fields:
+                kept[key] = item
+            elif key in cls.neutral:
                 if item not in cls.neutral[key]:
                     raise _fault(f"{key}={json.dumps(item)[:60]} is not supported", key, "unsupported_field")
-            elif key not in fields:
+            else:
                 near = nearest(key, [*fields, *cls.neutral])
                 raise _fault(
                     f"unknown field {key[:60]!r}" + (f"; did you mean {near!r}?" if near else ""), key, "unknown_field"
                 )
-            else:
-                kept[key] = item
         return kept
 
 
@@ -106,7 +107,7 @@ class SamplingFields(Body):
         Raises:
           ApiError: one is out of range; it is named.
         """
-        options = {name: getattr(self, name) for name in SamplingFields.model_fields} | more
+        options = {name: getattr(self, name) for name in self.model_fields_set & _SAMPLING} | more
         options = {name: value for name, value in options.items() if value is not None}
         if "max_tokens" in more:  # None there means: as long as the context allows
             options["max_tokens"] = more["max_tokens"]
@@ -115,6 +116,9 @@ class SamplingFields(Body):
         except JaxserveError as error:
             text = str(error)
             raise ApiError(text, param=next((name for name in options if name in text), None)) from None
+
+
+_SAMPLING = frozenset(SamplingFields.model_fields)
 
 
 class MetaFields(Body):
@@ -130,11 +134,16 @@ class MetaFields(Body):
 
     def meta(self) -> dict[str, Any]:
         """The same under the names of `Request`."""
+        if not self.model_fields_set & _META:
+            return {}
         found = {name: getattr(self, name) for name in ("client", "program", "stage", "priority")}
         found["parents"] = None if self.parents is None else tuple(self.parents)
         found["deadline_s"] = None if self.deadline_ms is None else self.deadline_ms / 1000
         found["namespace"] = self.cache_salt
         return {name: value for name, value in found.items() if value is not None}
+
+
+_META = frozenset(MetaFields.model_fields)
 
 
 class StreamOptions(Body):

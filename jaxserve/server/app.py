@@ -15,19 +15,24 @@ from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import JaxserveError
 from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.server.access import GONE, Access
-from jaxserve.server.bodies import describe
+from jaxserve.server.archive import Archive
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.document import describe
 from jaxserve.server.guards import guards
 from jaxserve.server.json import error_response
 from jaxserve.server.routes import (
+    batches,
     chat,
     completions,
+    embeddings,
+    files,
     health,
     metrics,
     models,
     page,
     responses,
     stats,
+    tokens,
 )
 from jaxserve.server.state import ServerState
 from jaxserve.server.traces import Traces
@@ -38,7 +43,11 @@ ROUTERS = (
     models.router,
     completions.router,
     chat.router,
+    embeddings.router,
+    tokens.router,
     responses.router,
+    files.router,
+    batches.router,
     stats.router,
     page.router,
 )
@@ -67,6 +76,7 @@ def create_app(
             await stack.enter_async_context(state.traffic.watching())
             if lifespan is not None:
                 await stack.enter_async_context(lifespan(state))
+            await stack.enter_async_context(app.state.archive.living())
             yield
 
     state = ServerState(config, model_names)
@@ -85,6 +95,7 @@ def create_app(
     app.state.server = state
     if engine is not None:
         state.serve(engine)
+    app.state.archive = Archive(state)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ApiError, _tell_api_error)

@@ -63,6 +63,11 @@ def owned(meta: dict[str, Any], caller: Caller, *, isolate: bool) -> dict[str, A
     return meta
 
 
+def headers_meta(request: Request) -> dict[str, Any]:
+    """What the headers alone say: for all requests of a batch. Not `owned` yet."""
+    return _from_headers(request)
+
+
 def _from_headers(request: Request) -> dict[str, Any]:
     given = {name: request.headers[header] for header, name in _HEADERS.items() if header in request.headers}
     found: dict[str, Any] = dict(given)

@@ -11,6 +11,8 @@ from jaxserve.openai.reasoning import ReasoningParser
 from jaxserve.openai.tools.choose import CHOICES as TOOL_PARSERS
 from jaxserve.openai.tools.choose import parser_name
 
+FORM_BYTES = 64 << 10  # of an upload, beside the file
+
 
 @names_unknown_options
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +95,16 @@ class ServerConfig:
     drain_timeout: float = option(
         30.0, "seconds that requests under way get to end after SIGTERM or Ctrl-C; then they are cut short"
     )
+    # Files and batches.
+    files_dir: str | None = option(None, "folder of uploaded files and batches; default: files in the cache folder")
+    max_file_bytes: int = option(512 << 20, "longest file that may be uploaded")
+    max_client_file_bytes: int = option(8 << 30, "most bytes that the files of a client may have together")
+    file_ttl: float = option(30 * 86400.0, "seconds that files, and what is known of batches, are kept at most")
+    batch_share: float = option(
+        0.5,
+        "share of max_num_seqs that batches may take, as long as nobody else wants it",
+    )
+    max_batch_lines: int = option(50_000, "most requests of a batch")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
@@ -102,6 +114,10 @@ class ServerConfig:
             ReasoningParser(self.reasoning_parser, None)
         if self.response_store_bytes < 0:
             raise ConfigError(f"response_store_bytes={self.response_store_bytes} must be 0 or more")
+        if not 0 < self.batch_share <= 1:
+            raise ConfigError(f"batch_share={self.batch_share} must be above 0 and at most 1")
+        if not 0 < self.file_ttl < math.inf:
+            raise ConfigError(f"file_ttl={self.file_ttl} must be a number of seconds above 0")
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -136,4 +152,7 @@ _COUNTS = (
     "tokens_per_minute",
     "max_connections",
     "max_header_bytes",
+    "max_file_bytes",
+    "max_client_file_bytes",
+    "max_batch_lines",
 )

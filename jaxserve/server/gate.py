@@ -15,7 +15,7 @@ from jaxserve.openai.envelope import DONE, frame
 from jaxserve.openai.errors import ApiError
 from jaxserve.server.buckets import Quotas
 from jaxserve.server.caller import Caller
-from jaxserve.server.config import ServerConfig
+from jaxserve.server.config import FORM_BYTES, ServerConfig
 from jaxserve.server.door import headers_of
 from jaxserve.server.json import error_response
 
@@ -56,7 +56,8 @@ class Gate:
             told = error_response(ApiError(CLOSING, status=503, code="unavailable"), headers={"connection": "close"})
             return await told(scope, receive, send)
         length = headers_of(scope, (b"content-length",)).get(b"content-length", b"0")
-        limit = self._config.max_body_bytes
+        is_upload = scope["path"].endswith("/v1/files")
+        limit = self._config.max_file_bytes + FORM_BYTES if is_upload else self._config.max_body_bytes
         if length.isdigit() and int(length) > limit:
             return await error_response(_too_long(limit))(scope, receive, send)
         client = (scope.get("caller") or Caller()).client
@@ -128,4 +129,5 @@ def _counted(receive: Receive, limit: int) -> Receive:
 
 
 def _too_long(limit: int) -> ApiError:
-    return ApiError(f"the body is longer than {limit} bytes (--max-body-bytes)", status=413, code="body_too_long")
+    told = f"the body is longer than {limit} bytes (--max-body-bytes; of files --max-file-bytes)"
+    return ApiError(told, status=413, code="body_too_long")

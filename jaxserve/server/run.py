@@ -17,7 +17,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from jaxserve.async_engine import AsyncEngine
+from jaxserve.errors import UnavailableError
 from jaxserve.server.app import create_app
+from jaxserve.server.archive import Archive
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.door import Hosts
 from jaxserve.server.listen import is_private, listen, raise_file_limit, tls, url
@@ -36,6 +38,7 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
 
     Raises:
       ConfigError: it cannot listen there, or has no use of the certificates or keys.
+      UnavailableError: another server has the folder of files.
       Exception: of `load`.
     """
     with logging_to(form=config.log_format, level=config.log_level):
@@ -45,12 +48,24 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
 def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], AsyncEngine]) -> None:
     run = _Run(config, load)
     app = create_app(config, model_names, lifespan=run.lifespan)
+    run.archive = app.state.archive
     context = tls(config)
     raise_file_limit()
     with listen(config) as listening:
+        _claim(run.archive, config)
         _listen_with(app, config, run, context, listening)
     if run.failure is not None:
         raise run.failure
+
+
+def _claim(archive: Archive, config: ServerConfig) -> None:
+    """Have the folder of files for this process, or do without."""
+    try:
+        archive.claim()
+    except UnavailableError as error:
+        if config.files_dir is not None:
+            raise
+        _log.warning("no files and batches here: %s", error)
 
 
 def _listen_with(
@@ -89,6 +104,7 @@ class _Run:
         self.failure: BaseException | None = None
         self.where = ""
         self.server: uvicorn.Server
+        self.archive: Archive
         self._config = config
         self._load = load
         self._state: ServerState
@@ -147,6 +163,7 @@ class _Run:
         engine, limit = self._state.engine, self._config.drain_timeout
         assert engine is not None
         self._state.is_closing = True  # from now on requests get 503 and so does /ready; /health goes on
+        await self.archive.pause()  # the next server goes on with its batches
         num_left = engine.num_unfinished
         tell(_log, logging.INFO, "shutting down", requests=num_left, timeout_s=limit)
         try:

@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.names import served_name
 from jaxserve.openai.turn import Dialect
 from jaxserve.request import Request
 from jaxserve.server import limits
@@ -107,15 +108,7 @@ class ServerState:
         Raises:
           ApiError: 404, for a model that is not served.
         """
-        if name is None or name in self.model_names:
-            return name or self.model_names[0]
-        known = ", ".join(map(repr, self.model_names))
-        raise ApiError(
-            f"model {name[:100]!r} is not served here; there is {known}",
-            status=404,
-            code="model_not_found",
-            param="model",
-        )
+        return served_name(name, self.model_names)
 
 
 def state_of(connection: HTTPConnection) -> ServerState:

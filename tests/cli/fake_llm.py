@@ -24,6 +24,11 @@ class ByteTokenizer:
     def decode(self, token_ids, *, skip_special_tokens=True):
         return bytes(token_ids).decode(errors="replace")
 
+    chat_template = "a <role> before each message"
+
+    def apply_chat_template(self, messages, **variables):
+        return "".join(f"<{message['role']}>{message['content']}" for message in messages)
+
 
 class FakeEngine:
     """`num_steps` and `max_seen` tell a test how well the engine was kept busy."""
@@ -112,7 +117,7 @@ class FakeLLM:
         return Request(request_id=request_id, prompt_token_ids=ids, params=params, task=task, **(meta or {})), text
 
     def chat_prompt(self, messages, **variables):
-        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        text = self.tokenizer.apply_chat_template(messages, **variables)
         return {"prompt": text, "prompt_token_ids": self.tokenizer.encode(text)}
 
     def submit(self, prompt, params=None, *, task=Task.GENERATE, meta=None):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxserve.cli.batch_file import append, open_results
+from jaxserve.batch.results import append, open_results
 from jaxserve.errors import RequestError
 
 

@@ -3,15 +3,16 @@
 import array
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from jaxserve.cli.batch_body import Item, Job, Pin, Prompt
+from jaxserve.batch.flight import Engine, tokenizer_of
+from jaxserve.batch.job import Item, Job, Pin
+from jaxserve.intake import Prompt
+from jaxserve.request import Task
 from jaxserve.scheduler.prefix_groups import Group, plan_groups
-
-if TYPE_CHECKING:
-    from jaxserve.llm import LLM
+from jaxserve.tokenizer import Tokenizer
 
 MOST_TOKENS = 1 << 25  # read ahead; a larger batch is planned part by part. They take some 0.45 GB
 _JOB_TOKENS = 256  # what a job takes in memory beside its tokens, in tokens
@@ -19,42 +20,46 @@ _UNKNOWN_ANSWER = 256  # tokens, where a request sets no limit
 
 
 def planned(
-    llm: "LLM", items: Iterator[Item], say: Callable[[str], None], most_tokens: int = MOST_TOKENS
+    engine: Engine, items: Iterator[Item], say: Callable[[str], None], *, most_tokens: int = MOST_TOKENS, name: str = ""
 ) -> Iterator[Item]:
     """The same jobs in the order in which to start them; their prompts are token ids, with the pins of their groups.
 
-    What cannot be answered comes at once. `say` is told what the plan of each part saves.
+    What cannot be answered comes at once. `say` is told what the plan of each part saves. `name` sets the pins apart from
+    those of other batches in the same engine.
     """
     part, num_tokens, num_parts = list[Item](), 0, 0
+    tokenizer, block_size = tokenizer_of(engine), engine.config.block_size
     for item in items:
         number, custom_id, job = item
         if not isinstance(job, Job):
             yield item
             continue
-        job = _encoded(llm, job)
+        job = _encoded(tokenizer, job)
         part.append((number, custom_id, job))
         num_tokens += _JOB_TOKENS + sum(map(len, map(_token_ids, job.prompts)))
         if num_tokens >= most_tokens:
             num_parts += 1
-            yield from _ordered(part, llm.config.block_size, f"{num_parts}.", say)
+            yield from _ordered(part, block_size, f"{name}{num_parts}.", say)
             part, num_tokens = [], 0
-    yield from _ordered(part, llm.config.block_size, f"{num_parts + 1}.", say)
+    yield from _ordered(part, block_size, f"{name}{num_parts + 1}.", say)
 
 
-def _encoded(llm: "LLM", job: Job) -> Job:
+def _encoded(tokenizer: Tokenizer | None, job: Job) -> Job:
     """A job with its prompts as token ids; as it is, if that fails: it fails again, and says why, when it is started."""
     try:
-        prompts = [llm.chat_prompt(job.messages, **job.template)] if job.messages else job.prompts
-        return dataclasses.replace(job, prompts=tuple(_compact(llm, prompt, job.echo) for prompt in prompts))
+        prompts = job.work.prompts(tokenizer)
+        compact = tuple(_compact(tokenizer, prompt, job.work.keeps_text) for prompt in prompts)
     except Exception:  # noqa: BLE001
         return job
+    return dataclasses.replace(job, prompts=compact, work=dataclasses.replace(job.work, prompts=lambda _: compact))
 
 
-def _compact(llm: "LLM", prompt: Prompt, keeps_text: bool) -> dict[str, Any]:
+def _compact(tokenizer: Tokenizer | None, prompt: Prompt, keeps_text: bool) -> dict[str, Any]:
     """Four bytes per token, and the text if it is wanted back."""
-    text, ids = (None, prompt)
+    text, ids = None, prompt
     if isinstance(prompt, str):
-        text, ids = prompt, llm.tokenizer.encode(prompt)
+        assert tokenizer is not None
+        text, ids = prompt, tokenizer.encode(prompt)
     elif isinstance(prompt, Mapping):
         text, ids = prompt["prompt"], prompt["prompt_token_ids"]
     return {"prompt": text if keeps_text else None, "prompt_token_ids": array.array("i", ids)}
@@ -86,15 +91,14 @@ def _ordered(part: Sequence[Item], block_size: int, name: str, say: Callable[[st
 
 def _shareable(job: Job, prompt: int) -> np.ndarray:
     """The token ids of a prompt; none if it can take nothing from the cache, or has none."""
-    if not job.prompts or job.params.prompt_logprobs is not None:
+    if not job.prompts or job.work.params.prompt_logprobs is not None:
         return np.zeros(0, np.int32)
     return np.array(_token_ids(job.prompts[prompt]), np.int32)
 
 
 def _answer_tokens(job: Job) -> int:
-    if job.url == "/v1/embeddings":
-        return 0
-    return job.params.n * (job.params.max_tokens or _UNKNOWN_ANSWER)
+    params = job.work.params
+    return params.n * (params.max_tokens or _UNKNOWN_ANSWER) if job.work.task is Task.GENERATE else 0
 
 
 def _savings(groups: Sequence[Group], num_tokens: int) -> str:

@@ -4,14 +4,19 @@ import json
 
 import pytest
 
-from jaxserve.cli.batch_body import parse_job, parse_line
-from jaxserve.cli.batch_schema import LineError
+from jaxserve.batch.job import Reader, parse_job
+from jaxserve.batch.lines import parse_line
+from jaxserve.openai.errors import ApiError
+from jaxserve.openai.turn import Dialect
 from jaxserve.request import SamplingParams
+from tests.cli.fake_llm import ByteTokenizer
+
+READER = Reader(served=["tiny"], dialect=Dialect())
 
 
 def job_of(url="/v1/completions", **body):
     line = {"custom_id": "a", "method": "POST", "url": url, "body": body}
-    return parse_job(parse_line(json.dumps(line))[1], served=["tiny"])
+    return parse_job(parse_line(json.dumps(line))[1], READER)
 
 
 def completion(**body):
@@ -28,51 +33,52 @@ def embedding(**body):
 
 @pytest.mark.parametrize(
     ("prompt", "prompts"),
-    [("x", ("x",)), (["x", "y"], ("x", "y")), ([1, 2], ([1, 2],)), ([[1], [2, 3]], ([1], [2, 3]))],
+    [("x", ["x"]), (["x", "y"], ["x", "y"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
 def test_a_prompt_may_be_text_or_token_ids_one_or_many(prompt, prompts):
-    assert completion(prompt=prompt).prompts == prompts
-    assert embedding(input=prompt).prompts == prompts
+    assert completion(prompt=prompt).work.prompts(None) == prompts
+    assert embedding(input=prompt).work.prompts(None) == prompts
 
 
 def test_completion_options_become_sampling_params():
     job = completion(temperature=0, max_tokens=5, stop="\n", logit_bias={"7": -100}, top_k=3, user="me", seed=None)
-    assert job.params == SamplingParams(temperature=0, max_tokens=5, stop=["\n"], logit_bias={7: -100.0}, top_k=3)
+    assert job.work.params == SamplingParams(temperature=0, max_tokens=5, stop=["\n"], logit_bias={7: -100.0}, top_k=3)
 
 
 def test_defaults_are_those_of_each_endpoint():
-    assert completion().params == SamplingParams(max_tokens=16)
-    assert chat().params == SamplingParams(max_tokens=None)
+    assert completion().work.params == SamplingParams(max_tokens=16)
+    assert chat().work.params == SamplingParams(max_tokens=None)
 
 
 def test_chat_logprobs_are_a_switch_and_a_number():
-    assert chat(logprobs=True).params.logprobs == 0
-    assert chat(logprobs=True, top_logprobs=5).params.logprobs == 5
-    assert chat(logprobs=False).params.logprobs is None
-    assert chat(max_completion_tokens=9).params.max_tokens == 9
+    assert chat(logprobs=True).work.params.logprobs == 0
+    assert chat(logprobs=True, top_logprobs=5).work.params.logprobs == 5
+    assert chat(logprobs=False).work.params.logprobs is None
+    assert chat(max_completion_tokens=9).work.params.max_tokens == 9
 
 
 def test_text_parts_of_a_message_are_joined():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert chat(messages=[{"role": "user", "content": parts}]).messages == ({"role": "user", "content": "a\nb"},)
+    (prompt,) = chat(messages=[{"role": "user", "content": parts}]).work.prompts(ByteTokenizer())
+    assert prompt["prompt"] == "<user>a\nb"
 
 
 @pytest.mark.parametrize("line", ["", "{", "[1]", "nonsense", '"text"', "null", "[" * 5000, "1" * 5000])
 def test_a_line_that_is_not_a_json_object_says_so(line):
-    with pytest.raises(LineError) as caught:
+    with pytest.raises(ApiError) as caught:
         parse_line(line)
     assert caught.value.code == "invalid_json"
 
 
 @pytest.mark.parametrize("raw", [{}, {"custom_id": 7}, {"custom_id": ""}, {"custom_id": None}])
 def test_a_line_needs_a_custom_id(raw):
-    with pytest.raises(LineError) as caught:
+    with pytest.raises(ApiError) as caught:
         parse_line(json.dumps(raw))
     assert caught.value.code == "missing_custom_id"
 
 
 def test_half_a_surrogate_pair_is_not_text():
-    with pytest.raises(LineError, match="surrogate"):
+    with pytest.raises(ApiError, match="surrogate"):
         parse_line('{"custom_id": "a", "body": {"prompt": "\\ud800"}}')
 
 
@@ -89,8 +95,8 @@ def test_half_a_surrogate_pair_is_not_text():
     ],
 )
 def test_the_frame_of_a_line_is_checked(line, param):
-    with pytest.raises(LineError) as caught:
-        parse_job({"custom_id": "a"} | line, served=["tiny"])
+    with pytest.raises(ApiError) as caught:
+        parse_job({"custom_id": "a"} | line, READER)
     assert caught.value.param == param
 
 
@@ -99,7 +105,6 @@ def test_the_frame_of_a_line_is_checked(line, param):
     [
         (completion, {"prompt": None}, "prompt"),
         (completion, {"prompt": []}, "prompt"),
-        (completion, {"prompt": [[]]}, "prompt"),
         (completion, {"prompt": ["x", 1]}, "prompt"),
         (completion, {"prompt": [True]}, "prompt"),
         (completion, {"prompt": {"x": 1}}, "prompt"),
@@ -126,19 +131,21 @@ def test_the_frame_of_a_line_is_checked(line, param):
         (completion, {"model": "gpt-4"}, "model"),
         (completion, {"model": 7}, "model"),
         (completion, {"allowed_token_ids": []}, "allowed_token_ids"),
-        (completion, {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        (completion, {"structured_outputs": 3}, "structured_outputs"),
+        (completion, {"structured_outputs": "json"}, "structured_outputs"),
+        (completion, {"structured_outputs": {}}, "structured_outputs"),
         (chat, {"messages": None}, "messages"),
         (chat, {"messages": []}, "messages"),
         (chat, {"messages": "hi"}, "messages"),
-        (chat, {"messages": [{"role": "user"}]}, "messages[0]"),
-        (chat, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
-        (chat, {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0]"),
+        (chat, {"messages": [{"role": "user"}]}, "messages[0].content"),
+        (chat, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        (chat, {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls"),
         (chat, {"prompt": "x"}, "prompt"),
         (chat, {"logprobs": 3}, "logprobs"),
         (chat, {"top_logprobs": 3}, "top_logprobs"),
         (chat, {"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
         (chat, {"tools": [{"type": "function"}]}, "tools"),
-        (chat, {"response_format": {"type": "json_object"}}, "response_format"),
+        (chat, {"response_format": {"type": "xml"}}, "response_format"),
         (embedding, {"input": None}, "input"),
         (embedding, {"encoding_format": "hex"}, "encoding_format"),
         (embedding, {"dimensions": 8}, "dimensions"),
@@ -146,9 +153,9 @@ def test_the_frame_of_a_line_is_checked(line, param):
     ],
 )
 def test_what_cannot_be_obeyed_is_refused_by_name(make, body, param):
-    with pytest.raises(LineError) as caught:
+    with pytest.raises(ApiError) as caught:
         make(**body)
-    assert caught.value.param == param
+    assert caught.value.param.startswith(param)
     assert caught.value.status in (400, 404)
 
 
@@ -158,5 +165,5 @@ def test_neutral_values_of_fields_that_are_not_supported_are_accepted():
 
 
 def test_a_misspelt_field_is_told_the_right_one():
-    with pytest.raises(LineError, match="did you mean 'temperature'"):
+    with pytest.raises(ApiError, match="did you mean 'temperature'"):
         completion(temprature=1)

@@ -7,16 +7,15 @@ torn last line, which the next run cuts off; the requests already answered are r
 import fcntl
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jaxserve.batch.lines import NAMELESS, Key
 from jaxserve.errors import RequestError
+from jaxserve.openai.errors import ApiError
 
-# Faults of lines that have no custom_id of their own: such a line is known by its number in the input.
-NAMELESS = ("invalid_json", "missing_custom_id", "duplicate_custom_id")
 LINE_START = b'{"id": "batch_req_'  # of every result line, torn or whole
-
-Key = str | int  # custom_id, or the number of a nameless line
 
 
 def open_results(path: Path) -> tuple[BinaryIO, set[Key]]:
@@ -75,3 +74,20 @@ def append(file: BinaryIO, result: dict[str, Any]) -> None:
     """Write one result line. After this returns the answer survives the death of this process."""
     file.write(json.dumps(result, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     file.flush()
+
+
+def result_line(number: int, custom_id: str | None, answer: dict[str, Any] | ApiError) -> dict[str, Any]:
+    """A line of the output file: OpenAI's fields, and in an error also the line of the input."""
+    line: dict[str, Any] = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id}
+    request_id = f"req_{uuid.uuid4().hex}"
+    if not isinstance(answer, ApiError):
+        return line | {"response": {"status_code": 200, "request_id": request_id, "body": answer}, "error": None}
+    return line | {
+        "response": {"status_code": answer.status, "request_id": request_id, "body": answer.body()},
+        "error": {"code": code_of(answer), "message": answer.message, "line": number},
+    }
+
+
+def code_of(error: ApiError) -> str:
+    """For programs; every line with an error has one."""
+    return error.code or ("internal_error" if error.status >= 500 else "invalid_request")

@@ -1,0 +1,168 @@
+"""The engine of a server as a batch sees it: a part of it, behind everybody who waits for an answer.
+
+A batch runs in a thread of its own and calls `submit`, `step`, `abort` and `unpin` there, as it would those of `LLM`. All
+that touches streams happens on the event loop.
+"""
+
+import asyncio
+import contextlib
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxserve.async_engine import AsyncEngine
+from jaxserve.config import EngineConfig
+from jaxserve.errors import JaxserveError, UnavailableError
+from jaxserve.intake import Prompt
+from jaxserve.output import Event
+from jaxserve.request import Request, SamplingParams, Task
+from jaxserve.server.folder import new_id
+from jaxserve.stream import Stream
+from jaxserve.tokenizer import Tokenizer
+
+LATER = 1e9  # added to priorities: for policies that go by them, all of a batch is behind all who wait
+_WAIT_S = 0.1  # for news, and before asking again for a place
+_UNKNOWN_BUDGET = 512  # tokens of a step, where the engine has chosen by itself
+
+
+class StoppedError(Exception):
+    """The batch was told to end: `reason` is "cancelled", "expired" or "closing"."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Share:
+    """How much of the engine all batches together may have: a share of its places, and only places nobody else wants."""
+
+    def __init__(self, engine: AsyncEngine, share: float):
+        self._engine = engine
+        self._most = max(1, int(share * engine.config.max_running))
+        self.num_lanes = 0
+        self.num_taken = 0  # requests of batches under way
+
+    def room(self) -> int:
+        """Requests that one batch may have under way now; one, however much others want."""
+        others = self._engine.num_unfinished - self.num_taken
+        total = min(self._most, self._engine.config.max_running - others)
+        return max(1, total // max(1, self.num_lanes))
+
+
+class Lane:
+    """One batch's. `Engine` of jaxserve/batch/flight.py."""
+
+    def __init__(self, engine: AsyncEngine, share: Share, loop: asyncio.AbstractEventLoop, stop: Callable[[], str]):
+        """`stop`: why the batch must end; empty while it need not."""
+        self._engine = engine
+        self._share = share
+        self._loop = loop
+        self._stop = stop
+        self._news: queue.SimpleQueue[Sequence[Event] | JaxserveError] = queue.SimpleQueue()
+        self._streams: dict[str, Stream] = {}  # on the event loop
+        self._unread: dict[str, int] = {}  # requests whose prompt is not computed yet: its tokens
+        self._tasks = set[asyncio.Task[None]]()
+
+    @property
+    def config(self) -> EngineConfig:
+        """Of the engine."""
+        return self._engine.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises RequestError for a model that has none."""
+        return self._engine.tokenizer
+
+    def room(self) -> int:
+        """How many requests may be under way now. None more while a step's worth of prompts is to be computed: whoever
+        comes now would have to wait until that is done."""
+        waiting = sum(list(self._unread.values()))
+        return 0 if waiting >= (self.config.max_num_batched_tokens or _UNKNOWN_BUDGET) else self._share.room()
+
+    def check(self) -> None:
+        """Raises StoppedError if the batch must end."""
+        reason = self._stop()
+        if reason:
+            raise StoppedError(reason)
+
+    def submit(self, prompt: Prompt, params: SamplingParams, *, task: Task, meta: Mapping[str, Any]) -> str:
+        """Queue a prompt. While the engine takes no more requests it waits for its place.
+
+        Raises:
+          RequestError: it can never be served.
+        """
+        meta = {**meta, "priority": LATER + meta.get("priority", 0)}
+        request, text = self._engine.intake.request(prompt, params, task=task, meta=meta, request_id=new_id("batch-"))
+        self._unread[request.request_id] = len(request.prompt_token_ids)
+        self._loop.call_soon_threadsafe(self._begin, request, text)
+        return request.request_id
+
+    def step(self) -> Sequence[Event]:
+        """Wait for news, not for long.
+
+        Raises:
+          StoppedError: the batch must end.
+          UnavailableError: the engine is shut down.
+        """
+        self.check()
+        try:
+            news = self._news.get(timeout=_WAIT_S)
+        except queue.Empty:
+            return ()
+        if isinstance(news, JaxserveError):
+            raise news
+        return news
+
+    def abort(self, request_id: str) -> None:
+        """End a request."""
+        self._loop.call_soon_threadsafe(self._abort, request_id)
+
+    def unpin(self, name: str) -> None:
+        """Let a prefix go."""
+        asyncio.run_coroutine_threadsafe(self._unpin(name), self._loop)
+
+    # From here on: the event loop.
+
+    def _begin(self, request: Request, text: str | None) -> None:
+        if request.request_id not in self._unread:  # aborted while it waited
+            return
+        try:
+            stream = self._engine.start(request, text)
+        except UnavailableError as error:
+            if self._engine.failure:
+                self._news.put(error)
+            else:
+                self._loop.call_later(_WAIT_S, self._begin, request, text)
+            return
+        self._streams[request.request_id] = stream
+        self._share.num_taken += 1
+        task = self._loop.create_task(self._follow(stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _follow(self, stream: Stream) -> None:
+        """The batch is told when a prompt is computed, and when its answer is there."""
+        news: Sequence[Event] = ()
+        try:
+            while more := await stream.take():
+                if not news:
+                    self._unread.pop(stream.request_id, None)
+                    self._news.put(())
+                news = more
+            self._news.put(news)
+        except JaxserveError as error:
+            self._news.put(error)
+        finally:
+            self._unread.pop(stream.request_id, None)
+            self._streams.pop(stream.request_id, None)
+            self._share.num_taken -= 1
+
+    def _abort(self, request_id: str) -> None:
+        self._unread.pop(request_id, None)
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream.abort()
+
+    async def _unpin(self, name: str) -> None:
+        with contextlib.suppress(UnavailableError):  # with the engine its pins have gone
+            await self._engine.unpin(name)
