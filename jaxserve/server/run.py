@@ -163,10 +163,9 @@ class _Run:
         engine, limit = self._state.engine, self._config.drain_timeout
         assert engine is not None
         self._state.is_closing = True  # from now on requests get 503 and so does /ready; /health goes on
-        await self.archive.pause()  # the next server goes on with its batches
-        num_left = engine.num_unfinished
-        tell(_log, logging.INFO, "shutting down", requests=num_left, timeout_s=limit)
+        tell(_log, logging.INFO, "shutting down", requests=engine.num_unfinished, timeout_s=limit)
         try:
+            await self.archive.pause()  # the next server goes on with its batches
             await asyncio.wait_for(engine.drain(), limit)
         except TimeoutError:
             tell(_log, logging.WARNING, "requests are cut short", requests=engine.num_unfinished)
