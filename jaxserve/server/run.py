@@ -29,7 +29,7 @@ from jaxserve.server.state import ServerState
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_LAST_WORDS_S = 5.0  # for answers that are complete, or cut short, to reach their callers
+LAST_WORDS_S = 5.0  # for answers that are complete, or cut short, to reach their callers
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 
 
@@ -89,7 +89,7 @@ def _listen_with(
             headers=[("x-content-type-options", "nosniff")],
             root_path=config.root_path,
             timeout_keep_alive=config.keep_alive_timeout,  # pyright: ignore[reportArgumentType]  any number of seconds
-            timeout_graceful_shutdown=_LAST_WORDS_S,  # pyright: ignore[reportArgumentType]
+            timeout_graceful_shutdown=LAST_WORDS_S,  # pyright: ignore[reportArgumentType]
             ssl_context_factory=None if context is None else lambda *_: context,
         ),
         run.stop,
