@@ -21,7 +21,8 @@ class Work:
     """What the body of a line wants. `prompts` holds on to its texts, `answer` does not."""
 
     params: SamplingParams
-    prompts: Callable[[Tokenizer | None], Sequence[Prompt]]  # takes its time
+    # Given the most tokens of prompt and answer; takes its time.
+    prompts: Callable[[Tokenizer | None, int], Sequence[Prompt]]
     answer: Callable[[str, Sequence[RequestOutput], Tokenizer | None], dict[str, Any]]  # model, answers -> body
     task: Task = Task.GENERATE
     keeps_text: bool = False  # the answer repeats the prompt
@@ -39,10 +40,11 @@ def read_completion(raw: Mapping[str, Any], dialect: Dialect) -> Read:
     del dialect
     body = completion.CompletionBody.model_validate(raw)
     refuse_stream(body)
-    prompts, body.prompt = body.prompts, ""
+    prompts, body.prompt, params = body.prompts, "", body.params()
+    num_answer = params.max_tokens or 1
     work = Work(
-        params=body.params(),
-        prompts=lambda tokenizer: [body.ready(prompt, tokenizer) for prompt in prompts],
+        params=params,
+        prompts=lambda tokenizer, most: [body.ready(prompt, tokenizer, most - num_answer) for prompt in prompts],
         answer=lambda model, outputs, tokenizer: completion.answer(
             body, new_id(completion.PREFIX), model, outputs, tokenizer
         ),
@@ -59,7 +61,7 @@ def read_chat(raw: Mapping[str, Any], dialect: Dialect) -> Read:
     body.messages, bare = [], dataclasses.replace(turn, messages=())
     work = Work(
         params=turn.params,
-        prompts=lambda tokenizer: [turn.prompt(_required(tokenizer))],
+        prompts=lambda tokenizer, _: [turn.prompt(_required(tokenizer))],
         answer=lambda model, outputs, _: chat.answer(body, bare, new_id(chat.PREFIX), model, outputs[0]),
         keeps_text=turn.reasoning is not None,  # its end says whether the answer begins with thoughts
     )
@@ -73,7 +75,7 @@ def read_embedding(raw: Mapping[str, Any], dialect: Dialect) -> Read:
     inputs, body.input = body.prompts, ""
     work = Work(
         params=SamplingParams(temperature=0.0),
-        prompts=lambda _: inputs,
+        prompts=lambda *_: inputs,
         answer=lambda model, outputs, _: interim.embedding_answer(body, model, outputs),
         task=Task.EMBED,
     )

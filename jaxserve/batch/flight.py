@@ -27,6 +27,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Raises RequestError for a model that only knows token ids."""
         ...
@@ -123,7 +128,9 @@ class Flight:
             meta["parents"] = tuple(id_ for parent in meta["parents"] for id_ in self._request_ids.get(parent, ()))
         request_ids = list[str]()
         try:
-            for prompt, pin in itertools.zip_longest(job.work.prompts(self._tokenizer), job.pins):
+            for prompt, pin in itertools.zip_longest(
+                job.work.prompts(self._tokenizer, self._engine.max_model_len), job.pins
+            ):
                 pinned = meta if pin is None else meta | {"pin": pin.name, "pin_tokens": pin.num_tokens}
                 request_ids.append(self._engine.submit(prompt, job.work.params, task=job.work.task, meta=pinned))
         except BaseException:

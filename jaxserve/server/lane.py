@@ -69,6 +69,11 @@ class Lane:
         return self._engine.config
 
     @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._engine.max_model_len
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Raises RequestError for a model that has none."""
         return self._engine.tokenizer

@@ -36,8 +36,8 @@ def embedding(**body):
     [("x", ["x"]), (["x", "y"], ["x", "y"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
 def test_a_prompt_may_be_text_or_token_ids_one_or_many(prompt, prompts):
-    assert completion(prompt=prompt).work.prompts(None) == prompts
-    assert embedding(input=prompt).work.prompts(None) == prompts
+    assert completion(prompt=prompt).work.prompts(None, 100) == prompts
+    assert embedding(input=prompt).work.prompts(None, 100) == prompts
 
 
 def test_completion_options_become_sampling_params():
@@ -59,7 +59,7 @@ def test_chat_logprobs_are_a_switch_and_a_number():
 
 def test_text_parts_of_a_message_are_joined():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    (prompt,) = chat(messages=[{"role": "user", "content": parts}]).work.prompts(ByteTokenizer())
+    (prompt,) = chat(messages=[{"role": "user", "content": parts}]).work.prompts(ByteTokenizer(), 100)
     assert prompt["prompt"] == "<user>a\nb"
 
 
