@@ -11,15 +11,18 @@ import dataclasses
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
 from jaxserve import distributed
+from jaxserve.build import Built
 from jaxserve.config import EngineConfig
 from jaxserve.errors import DeviceError, JaxserveError, UnavailableError
-from jaxserve.intake import Intake, Prompt, score_of
+from jaxserve.intake import Intake, Prompt, score_of, vectors_of
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.stream import Stream
@@ -28,6 +31,7 @@ from jaxserve.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
+_WINDOW = 256  # requests of one `finish_all`
 _log = logging.getLogger(__name__)
 
 
@@ -55,16 +59,27 @@ class AsyncEngine:
     ):
         if config is not None and engine_options:
             raise TypeError("give either config= or single engine options, not both")
-        self.config = config or EngineConfig(**engine_options)
+        config = config or EngineConfig(**engine_options)
+        self._begin(config, distributed.build(model, config), max_requests)
+
+    @classmethod
+    def of(cls, built: Built, *, config: EngineConfig | None = None, max_requests: int | None = None) -> Self:
+        """Around an engine that is built already. Nothing else may touch that from here on."""
+        made = cls.__new__(cls)
+        made._begin(config or EngineConfig(), built, max_requests)
+        return made
+
+    def _begin(self, config: EngineConfig, built: Built, max_requests: int | None) -> None:
+        self.config = config
         self.max_requests = max_requests
-        self._built = distributed.build(model, self.config)
-        self._engine = self._built.engine
+        self._built = built
+        self._engine = built.engine
         self.listeners: list[Callable[[Stream], None]] = []  # told of each request that is taken, on its event loop
         cfg = self._built.model
         self.intake = Intake(self._built.tokenizer, cfg.eos_token_ids, self._engine.check, vocab_size=cfg.vocab_size)
-        self._streams: dict[str, Stream] = {}  # of unfinished requests; changed by the threads of event loops only
+        self._streams: dict[str, Stream] = {}  # of unfinished requests; changed under the lock
         self._closed = ""  # why no request is taken any more
-        self._lock = threading.Lock()  # between "is it closed?" and what follows from the answer
+        self._lock = threading.Lock()  # between a look at the two above and what follows from it
         self._commands: deque[Callable[[], None]] = deque()
         self._has_news = threading.Event()  # for the engine's thread: a command, or the end
         self._is_leaving = False
@@ -92,6 +107,11 @@ class AsyncEngine:
         return self._built.max_model_len
 
     @property
+    def embedding_size(self) -> int:
+        """Numbers of an embedding."""
+        return self._built.model.embed_size
+
+    @property
     def num_unfinished(self) -> int:
         """Requests that were taken and have not ended."""
         return len(self._streams)
@@ -105,6 +125,11 @@ class AsyncEngine:
     def failure(self) -> str:
         """Why the engine takes no requests any more; empty while it does."""
         return self._closed
+
+    @property
+    def window(self) -> int:
+        """Most requests that `finish_all` has under way at once, so that one caller's many leave room for others'."""
+        return _WINDOW if self.max_requests is None else min(_WINDOW, (self.max_requests + 1) // 2)
 
     def submit(
         self,
@@ -189,20 +214,44 @@ class AsyncEngine:
         self, prompt: Prompt, continuations: Sequence[Prompt], *, meta: Mapping[str, Any] | None = None
     ) -> list[Score]:
         """Log-probability of each continuation after the prompt; see `LLM.score`."""
-        made = [
-            await self.prepare(self.intake.score_request, prompt, continuation, meta=meta)
-            for continuation in continuations
-        ]
-        streams = [self.start(request, text) for request, text in made]
+        made = await self.prepare(
+            lambda: [self.intake.score_request(prompt, continuation, meta=meta) for continuation in continuations]
+        )
+        outputs = await self.finish_all(made)
+        return [score_of(request, output) for (request, _), output in zip(made, outputs, strict=True)]
+
+    async def embed(
+        self, prompts: Sequence[Prompt], *, normalize: bool = True, meta: Mapping[str, Any] | None = None
+    ) -> np.ndarray:
+        """The last token's final hidden state of each prompt; see `LLM.embed`."""
+        made = await self.prepare(lambda: [self.intake.embed_request(prompt, meta=meta) for prompt in prompts])
+        return vectors_of(await self.finish_all(made), normalize=normalize)
+
+    async def finish_all(self, made: Sequence[tuple[Request, str | None]]) -> list[RequestOutput]:
+        """Start requests that `intake` has made, at most `window` at a time, and wait for all. None is left behind.
+
+        Raises:
+          UnavailableError, DeviceError: one has failed; the others are ended.
+        """
+        outputs = list[RequestOutput | None]([None] * len(made))
+        todo = enumerate(made)
+
+        async def one_by_one() -> None:
+            for number, each in todo:
+                outputs[number] = await self.finish(self.start(*each))
+
+        tasks = [asyncio.ensure_future(one_by_one()) for _ in range(min(self.window, len(made)))]
         try:
-            return [score_of(stream.request, await self.finish(stream)) for stream in streams]
+            await asyncio.gather(*tasks)
         finally:
-            for stream in streams:
-                stream.abort()
+            for task in tasks:
+                task.cancel()
+        return [output for output in outputs if output is not None]
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or only its answer `index`; its last events still come. What has ended is ignored."""
-        self._tell(lambda: self._deliver(self._engine.abort(request_id, index)))
+        if not self._has_ended:
+            self._tell(lambda: self._deliver(self._engine.abort(request_id, index)))
 
     async def ask(self, question: Callable[[], T]) -> T:
         """Call a function between two steps, on the engine's thread, and wait for what it returns."""
@@ -310,7 +359,8 @@ class AsyncEngine:
         try:
             self._engine.add(stream.request, text)
         except JaxserveError as error:
-            self._on_loop(stream.loop, self._drop, [(stream, error)])
+            self._forget([stream])
+            self._on_loop(stream.loop, _fail, {stream: error})
 
     def _deliver(self, events: Sequence[Event]) -> None:
         """Hand events to the event loops of their consumers, in one call for each loop."""
@@ -320,17 +370,22 @@ class AsyncEngine:
             if stream is not None:
                 by_loop.setdefault(stream.loop, {}).setdefault(stream, []).append(event)
         for loop, by_stream in by_loop.items():
-            self._on_loop(loop, self._push, by_stream)
+            # Here and not on the loop: it may be closed before it gets to it, and outputs may have gone on by then.
+            last = {stream for stream, news in by_stream.items() if news[-1].output.finished}
+            self._forget(last)
+            self._on_loop(loop, _push, (by_stream, last))
 
     def _end(self, reason: str) -> None:
         """No step will follow: whoever waits is told so."""
         with self._lock:
             self._closed, self._has_ended = reason, True
-        failed: dict[asyncio.AbstractEventLoop, list[tuple[Stream, JaxserveError]]] = {}
-        for stream in list(self._streams.values()):
-            failed.setdefault(stream.loop, []).append((stream, UnavailableError(reason)))
-        for loop, streams in failed.items():
-            self._on_loop(loop, self._drop, streams)
+        streams = list(self._streams.values())
+        self._forget(streams)
+        failed: dict[asyncio.AbstractEventLoop, dict[Stream, JaxserveError]] = {}
+        for stream in streams:
+            failed.setdefault(stream.loop, {})[stream] = UnavailableError(reason)
+        for loop, by_stream in failed.items():
+            self._on_loop(loop, _fail, by_stream)
         while self._commands:  # questions get an answer; all else has failed already
             with contextlib.suppress(Exception):
                 self._commands.popleft()()
@@ -339,10 +394,15 @@ class AsyncEngine:
         try:
             loop.call_soon_threadsafe(function, argument)
         except RuntimeError:  # the loop was closed while its requests were under way: nobody listens any more
-            lost = [request_id for request_id, stream in list(self._streams.items()) if stream.loop is loop]
-            for request_id in lost:
-                self._streams.pop(request_id, None)
-                self._engine.abort(request_id)
+            lost = [stream for stream in list(self._streams.values()) if stream.loop is loop]
+            self._forget(lost)
+            for stream in lost:
+                self._engine.abort(stream.request_id)
+
+    def _forget(self, streams: Collection[Stream]) -> None:
+        with self._lock:
+            for stream in streams:
+                self._streams.pop(stream.request_id, None)
 
     # From here on: any thread.
 
@@ -354,15 +414,16 @@ class AsyncEngine:
         self._commands.append(command)
         self._has_news.set()
 
-    # From here on: the threads of event loops.
 
-    def _push(self, by_stream: Mapping[Stream, Sequence[Event]]) -> None:
-        for stream, events in by_stream.items():
-            stream.push(events)
-            if stream.is_ended:
-                self._streams.pop(stream.request_id, None)
+# On the threads of event loops.
 
-    def _drop(self, failed: Sequence[tuple[Stream, JaxserveError]]) -> None:
-        for stream, error in failed:
-            stream.fail(error)
-            self._streams.pop(stream.request_id, None)
+
+def _push(news: tuple[Mapping[Stream, Sequence[Event]], Collection[Stream]]) -> None:
+    by_stream, last = news
+    for stream, events in by_stream.items():
+        stream.push(events, is_last=stream in last)
+
+
+def _fail(by_stream: Mapping[Stream, JaxserveError]) -> None:
+    for stream, error in by_stream.items():
+        stream.fail(error)

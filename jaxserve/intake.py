@@ -6,6 +6,8 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxserve.errors import RequestError
 from jaxserve.output import RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
@@ -95,7 +97,12 @@ class Intake:
         return request, text
 
     def score_request(
-        self, prompt: Prompt, continuation: Prompt, *, meta: Mapping[str, Any] | None = None
+        self,
+        prompt: Prompt,
+        continuation: Prompt,
+        *,
+        meta: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
     ) -> tuple[Request, str | None]:
         """A request for the log-probability of `continuation` after `prompt`; `score_of` reads its answer."""
         if isinstance(prompt, str) and isinstance(continuation, str):
@@ -109,9 +116,17 @@ class Intake:
         if not 1 <= start < len(whole):
             raise RequestError("score needs at least one token before and one in each continuation")
         params = SamplingParams(temperature=0.0, prompt_logprobs=1)
-        return self.request(whole, params, task=Task.SCORE, logprobs_from=start, meta=meta)
+        options: dict[str, Any] = {"task": Task.SCORE, "logprobs_from": start, "meta": meta, "request_id": request_id}
+        return self.request(whole, params, **options)
 
-    def chat_prompt(self, messages: Any, **variables: Any) -> dict[str, Any]:
+    def embed_request(
+        self, prompt: Prompt, *, meta: Mapping[str, Any] | None = None, request_id: str | None = None
+    ) -> tuple[Request, str | None]:
+        """A request for the last hidden state of a prompt; `vectors_of` reads its answer."""
+        params = SamplingParams(temperature=0.0)
+        return self.request(prompt, params, task=Task.EMBED, meta=meta, request_id=request_id)
+
+    def chat_prompt(self, messages: Any, /, **variables: Any) -> dict[str, Any]:
         """A conversation as a prompt."""
         text = self.tokenizer.apply_chat_template(messages, **variables)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
@@ -121,7 +136,8 @@ class Intake:
         """The text of a prompt, where it is known, and its token ids."""
         text = None
         if isinstance(prompt, Mapping):
-            text, prompt = prompt.get("prompt"), prompt.get("prompt_token_ids") or prompt.get("prompt") or ""
+            text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+            prompt = ids if ids is not None else "" if text is None else text
         if isinstance(prompt, str):
             return prompt, tuple(self.tokenizer.encode(prompt))
         try:
@@ -149,6 +165,14 @@ def score_of(request: Request, output: RequestOutput) -> Score:
     found = [table[token] for token, table in zip(ids, tables, strict=True) if table is not None]
     values = tuple(f.logprob for f in found)
     return Score(sum(values), values, ids, all(f.rank == 1 for f in found))
+
+
+def vectors_of(outputs: Sequence[RequestOutput], *, normalize: bool = True) -> np.ndarray:
+    """What `embed_request`s asked for: float32[n, e], each of length 1 if wanted."""
+    if not outputs:
+        return np.zeros((0, 0), np.float32)
+    vectors = np.stack([output.hidden for output in outputs if output.hidden is not None])
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
 
 def _checked_meta(meta: Mapping[str, Any] | None) -> dict[str, Any]:

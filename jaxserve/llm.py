@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jaxserve import distributed
 from jaxserve.config import EngineConfig
 from jaxserve.errors import DeviceError, RequestError
-from jaxserve.intake import Intake, Prompt, score_of
+from jaxserve.intake import Intake, Prompt, score_of, vectors_of
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ class LLM:
         prompts = [self.chat_prompt(c, **(chat_template_kwargs or {})) for c in conversations]
         return self.generate(prompts, params, progress=progress)
 
-    def chat_prompt(self, messages: Any, **variables: Any) -> dict[str, Any]:
+    def chat_prompt(self, messages: Any, /, **variables: Any) -> dict[str, Any]:
         """A conversation as a prompt for `generate` or `stream`."""
         return self._intake.chat_prompt(messages, **variables)
 
@@ -121,10 +121,8 @@ class LLM:
 
     def embed(self, prompts: Prompt | Sequence[Prompt], *, normalize: bool = True) -> np.ndarray:
         """The last token's final hidden state of each prompt, float32[n, e]; of length 1 unless `normalize=False`."""
-        params = SamplingParams(temperature=0.0)
-        requests = [self._intake.request(prompt, params, task=Task.EMBED) for prompt in _as_batch(prompts)]
-        vectors = np.stack([output.hidden for output in self._run(requests) if output.hidden is not None])
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
+        requests = [self._intake.embed_request(prompt) for prompt in _as_batch(prompts)]
+        return vectors_of(self._run(requests), normalize=normalize)
 
     def submit(
         self,
@@ -208,14 +206,14 @@ class LLM:
         bar = tqdm(total=len(requests), desc="requests", unit="req", disable=not progress)
         with bar:
             for event in self._drive(requests):
-                if event.output.finished:
+                if event.output.finished and event.request_id not in outputs:  # answers may end together
                     outputs[event.request_id] = event.output
                     bar.update()
         return [outputs[request.request_id] for request, _ in requests]
 
     def _drive(self, requests: Sequence[tuple[Request, str | None]]) -> Iterator[Event]:
         """Run the engine until these requests are done. Whoever leaves early takes their requests along."""
-        left = {request.request_id for request, _ in requests}
+        left = {request.request_id: request.params.n for request, _ in requests}  # answers that have not ended
         inbox: deque[Event] = deque()
         try:
             with self._lock:
@@ -228,8 +226,10 @@ class LLM:
                     event = inbox.popleft()
                     if event.output.error:
                         raise DeviceError(event.output.error)
-                    if event.output.finished:
-                        left.discard(event.request_id)
+                    if event.finish_reason:  # not `output.finished`: another thread's step may be ahead of this event
+                        left[event.request_id] -= 1
+                        if not left[event.request_id]:
+                            del left[event.request_id]
                     yield event
         finally:
             with self._lock:

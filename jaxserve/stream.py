@@ -11,6 +11,7 @@ from jaxserve.request import Request
 class Stream:
     """The events of one request, for one consumer on one event loop. `async for event in stream`, or `take` in a loop.
 
+    Events are what they were when they were made; their `output` is the engine's own, and may have gone on since.
     Who leaves early calls `abort`, or the request runs to its end for nobody.
     """
 
@@ -34,7 +35,10 @@ class Stream:
 
         Raises:
           RequestError, UnavailableError: the engine did not take the request, or has failed.
+          RuntimeError: another task waits already.
         """
+        if self._waiter is not None:
+            raise RuntimeError("a stream has one consumer, and another task waits for it already")
         while not self._events and not self.is_ended:
             self._waiter = self.loop.create_future()
             try:
@@ -59,11 +63,11 @@ class Stream:
         finally:
             self.abort()
 
-    def push(self, events: Sequence[Event]) -> None:
-        """On the event loop: here are more."""
+    def push(self, events: Sequence[Event], *, is_last: bool) -> None:
+        """On the event loop: here are more. Whether they are the last ones, `output` cannot tell: it is ahead of them."""
         self._events += events
         self.output = events[-1].output
-        self.is_ended = self.is_ended or self.output.finished
+        self.is_ended = self.is_ended or is_last
         self._wake()
 
     def fail(self, failure: JaxserveError) -> None:

@@ -54,6 +54,10 @@ class Tokenizer:
         """The id of a token given as text, such as `</s>`."""
         return self._backend.token_to_id(token)
 
+    def token(self, token_id: int) -> str | None:
+        """How the vocabulary spells a token; None, if it has none of this number."""
+        return self._backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
+
     def as_json(self) -> str:
         """The `tokenizer.json`, as it is used: nothing is padded or cut."""
         backend = type(self._backend).from_str(self._backend.to_str())
@@ -87,7 +91,7 @@ class Tokenizer:
         return _Incremental(self._backend, prompt_token_ids[-8:], skip_special_tokens)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
         """The prompt text of a conversation.
 
@@ -100,6 +104,8 @@ class Tokenizer:
         for message in messages:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise RequestError(f"a chat message must be an object with role and content, not {message!r:.80}")
+        if "messages" in variables:
+            raise RequestError("a chat template's variables cannot replace its messages")
         known = self._special_tokens | {
             "add_generation_prompt": add_generation_prompt,
             "tools": None,

@@ -32,8 +32,9 @@ SAMPLING_HELP = {
     "bad_words": "never produce this text",
     "skip_special_tokens": "leave special tokens out of the text",
     "include_stop_str_in_output": "keep the stop text at the end of the answer",
+    "structured_outputs": 'what the answer must look like: {"json": schema}, {"regex": text}, {"choice": texts}, ...',
 }
-NOT_FLAGS = ("structured_outputs", "seed")  # not supported yet; `--seed` is an engine option and seeds sampling too
+NOT_FLAGS = ("seed",)  # `--seed` is an engine option and seeds sampling too
 
 
 def add_engine_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any] = MappingProxyType({})) -> None:

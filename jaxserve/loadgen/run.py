@@ -74,7 +74,9 @@ async def run_load(client: Client, load: Load, watch: Watcher | None = None) -> 
         run.result.is_partial = True
         task.cancel()
 
-    with contextlib.suppress(NotImplementedError, RuntimeError):  # not this platform, or not the main thread
+    with contextlib.suppress(
+        NotImplementedError, RuntimeError, ValueError
+    ):  # not this platform, or not the main thread
         loop.add_signal_handler(signal.SIGINT, stop)
     try:
         await task
@@ -82,7 +84,7 @@ async def run_load(client: Client, load: Load, watch: Watcher | None = None) -> 
         if not run.result.is_partial:  # somebody else wants us to end
             raise
     finally:
-        with contextlib.suppress(NotImplementedError, RuntimeError):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.remove_signal_handler(signal.SIGINT)
     return run.done()
 

@@ -5,11 +5,12 @@ from typing import Any
 
 from pydantic import field_validator
 
-from jaxserve.intake import Prompt
+from jaxserve.openai.constraint import GuidedFields, ResponseFormat, only_one
 from jaxserve.openai.envelope import envelope, frame, usage
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.fields import NEUTRAL, MetaFields, SamplingFields, StreamOptions
 from jaxserve.openai.logprobs import Table, completion_logprobs, prompt_logprobs
+from jaxserve.openai.prompts import PromptFields, Prompts, check_count, listed
 from jaxserve.output import CompletionOutput, Event, RequestOutput
 from jaxserve.request import SamplingParams
 from jaxserve.tokenizer import Tokenizer
@@ -18,37 +19,31 @@ PREFIX = "cmpl"
 MAX_PROMPTS = 1024  # of one body
 
 
-class CompletionBody(SamplingFields, MetaFields):
+class CompletionBody(SamplingFields, PromptFields, MetaFields, GuidedFields):
     """The body of a request."""
 
     neutral = NEUTRAL
 
     model: str | None = None
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     echo: bool = False
     logprobs: int | None = None
     best_of: int | None = None
+    response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    add_special_tokens: bool = True
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
 
     @field_validator("prompt")
     @classmethod
-    def _not_empty(cls, prompt: Any) -> Any:
-        if isinstance(prompt, list) and not prompt:
-            raise ValueError("there is no prompt in the list")
-        if isinstance(prompt, list) and not isinstance(prompt[0], int) and len(prompt) > MAX_PROMPTS:
-            raise ValueError(f"{len(prompt)} prompts are too many; send at most {MAX_PROMPTS} at a time")
-        return prompt
+    def _count(cls, prompt: Any) -> Any:
+        return check_count(prompt, MAX_PROMPTS)
 
     @property
     def prompts(self) -> list[str | list[int]]:
         """One by one."""
-        prompt = self.prompt
-        if isinstance(prompt, str) or isinstance(prompt[0], int):
-            return [prompt]  # pyright: ignore[reportReturnType]
-        return list(prompt)  # pyright: ignore[reportArgumentType, reportReturnType]
+        return listed(self.prompt)
 
     @property
     def prompt_only(self) -> bool:
@@ -63,19 +58,14 @@ class CompletionBody(SamplingFields, MetaFields):
         """
         if self.best_of not in (None, self.n or 1):
             raise ApiError("best_of other than n is not supported", param="best_of", code="unsupported_field")
-        more: dict[str, Any] = {"logprobs": self.logprobs}
+        form = None if self.response_format is None else self.response_format.constraint()
+        form = only_one(response_format=form, structured_outputs=self.structured_outputs, **self.guided())
+        more: dict[str, Any] = {"logprobs": self.logprobs, "structured_outputs": form}
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
             more["prompt_logprobs"] = self.logprobs
         if self.max_tokens is None or self.prompt_only:
             more["max_tokens"] = 1 if self.prompt_only else 16
         return self.sampling_params(**more)
-
-    def ready(self, prompt: str | list[int], tokenizer: Tokenizer | None) -> Prompt:
-        """A prompt for the engine."""
-        if isinstance(prompt, str) and not self.add_special_tokens and tokenizer is not None:
-            ids = tokenizer.encode(prompt, add_special_tokens=False)
-            return {"prompt": prompt, "prompt_token_ids": ids}
-        return prompt
 
 
 def answer(
@@ -102,7 +92,8 @@ def _choice(
         ids = [] if body.prompt_only else each.token_ids
         if body.echo:
             tables, ids = [*(output.prompt_logprobs or ()), *tables], [*output.prompt_token_ids, *ids]
-        logprobs = completion_logprobs(ids, tables, body.logprobs or 0, tokenizer)
+        as_ids = body.return_tokens_as_token_ids
+        logprobs, _ = completion_logprobs(ids, tables, body.logprobs or 0, tokenizer, as_ids=as_ids)
     choice: dict[str, Any] = {"text": text, "logprobs": logprobs, "finish_reason": each.finish_reason}
     choice["stop_reason"] = each.stop_reason
     if tokenizer is None or body.return_token_ids:
@@ -132,13 +123,14 @@ class Chunks:
         text, logprobs = event.text, None
         first = place.num_events == 0
         place.num_events += 1
+        place.num_tokens += len(event.token_ids)
         if self._body.prompt_only:
             if not event.finish_reason:
                 return b""
             text = ""
         if first and self._body.echo:
             text = _prompt_text(event.output, self._tokenizer) + text
-        elif not text and not event.finish_reason and not self._wants_tokens:
+        elif not text and not event.finish_reason and not self._tells_tokens:
             return b""  # inside of a character, or what may be a stop string
         if self._body.logprobs is not None:
             logprobs = self._logprobs(place, event, first)
@@ -150,11 +142,15 @@ class Chunks:
         }
         if event.finish_reason:
             choice["stop_reason"] = event.output.outputs[event.index].stop_reason
-        if self._wants_tokens:
-            choice["token_ids"] = list(event.token_ids)
+        if self._with_ids:
+            choice["token_ids"] = [] if self._body.prompt_only else list(event.token_ids)
+        if first and self._body.return_token_ids:
+            choice["prompt_token_ids"] = event.output.prompt_token_ids
+        if first and self._body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(event.output)
         chunk = self._head | {"choices": [choice]}
         if self._with_counts:
-            chunk["usage"] = usage([event.output], prompt_only=self._body.prompt_only)
+            chunk["usage"] = self._usage_so_far(prompt, event)
         elif self._with_usage:
             chunk["usage"] = None
         return frame(chunk)
@@ -166,19 +162,31 @@ class Chunks:
         return frame(self._head | {"choices": [], "usage": usage(outputs, prompt_only=self._body.prompt_only)})
 
     @property
-    def _wants_tokens(self) -> bool:
+    def _with_ids(self) -> bool:
         return self._tokenizer is None or self._body.return_token_ids
+
+    @property
+    def _tells_tokens(self) -> bool:
+        """Whether events without text say something."""
+        return self._with_ids or self._body.logprobs is not None or self._body.prompt_logprobs is not None
+
+    def _usage_so_far(self, prompt: int, event: Event) -> dict[str, Any]:
+        """By the events: the output is ahead of them."""
+        known = usage([event.output], prompt_only=True)
+        if not self._body.prompt_only:
+            count = sum(place.num_tokens for (number, _), place in self._places.items() if number == prompt)
+            known["completion_tokens"], known["total_tokens"] = count, known["prompt_tokens"] + count
+        return known
 
     def _logprobs(self, place: "_Place", event: Event, first: bool) -> dict[str, Any]:
         known = event.output.outputs[event.index].logprobs or []
         count = 0 if self._body.prompt_only else len(event.token_ids)
-        ids, tables = list(event.token_ids[:count]), list[Table | None](known[place.num_tokens :][:count])
-        place.num_tokens += count
+        ids, tables = list(event.token_ids[:count]), list[Table | None](known[place.num_tokens - count :][:count])
         if first and self._body.echo:
             ids = [*event.output.prompt_token_ids, *ids]
             tables = [*(event.output.prompt_logprobs or ()), *tables]
-        made = completion_logprobs(ids, tables, self._body.logprobs or 0, self._tokenizer, place.offset)
-        place.offset += sum(map(len, made["tokens"]))
+        as_ids, num_top = self._body.return_tokens_as_token_ids, self._body.logprobs or 0
+        made, place.offset = completion_logprobs(ids, tables, num_top, self._tokenizer, place.offset, as_ids=as_ids)
         return made
 
 
@@ -187,8 +195,8 @@ class _Place:
 
     def __init__(self) -> None:
         self.num_events = 0
-        self.num_tokens = 0  # whose log-probabilities have been told
-        self.offset = 0  # characters of those
+        self.num_tokens = 0
+        self.offset = 0  # characters of those whose log-probabilities have been told
 
 
 def _prompt_text(output: RequestOutput, tokenizer: Tokenizer | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from jaxserve.output import RequestOutput
 
 DONE = b"data: [DONE]\n\n"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)  # made once: it takes a while
 
 
 def new_id(prefix: str) -> str:
@@ -41,4 +42,4 @@ def frame(content: Any) -> bytes:
 
 def dumps(content: Any) -> bytes:
     """JSON, as short as it can be."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(content).encode()

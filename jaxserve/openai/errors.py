@@ -6,7 +6,15 @@ from typing import Any, cast
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from jaxserve.errors import CapacityError, ConfigError, DeviceError, JaxserveError, RequestError, UnavailableError
+from jaxserve.errors import (
+    CapacityError,
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    JaxserveError,
+    RequestError,
+    UnavailableError,
+)
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -40,7 +48,8 @@ def api_error(error: JaxserveError) -> ApiError:
         return ApiError(message, status=500, code="device_error")
     if isinstance(error, CapacityError):
         return ApiError(message, code="context_length_exceeded")
-    if isinstance(error, RequestError | ConfigError):
+    # A checkpoint that has been loaded is only at fault where a request asks for what it lacks: a chat template that works.
+    if isinstance(error, RequestError | ConfigError | CheckpointError):
         too_long = "max_model_len" in message
         return ApiError(message, code="context_length_exceeded" if too_long else None)
     return ApiError(message, status=500, code="internal_error")

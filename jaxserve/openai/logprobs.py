@@ -16,10 +16,13 @@ def completion_logprobs(
     num_top: int,
     tokenizer: Tokenizer | None,
     offset: int = 0,
-) -> dict[str, Any]:
-    """Parallel lists, an entry for each token. The very first token of a prompt has no log-probability.
+    *,
+    as_ids: bool = False,
+) -> tuple[dict[str, Any], int]:
+    """Parallel lists, an entry for each token, and the characters up to the end of the last one. The very first token of a
+    prompt has no log-probability.
 
-    `offset`: characters before the first token.
+    `offset`: characters before the first token. `as_ids`: tokens are named by their numbers, which no two share.
     """
     tokens, offsets = list[str](), list[int]()
     for token_id, table in zip(token_ids, tables, strict=True):
@@ -28,23 +31,26 @@ def completion_logprobs(
         elif tokenizer is not None:
             text = tokenizer.decode([token_id], skip_special_tokens=False)
         else:
-            text = f"token_id:{token_id}"
-        tokens.append(text)
+            text = _number(token_id)
+        tokens.append(_number(token_id) if as_ids else text)
         offsets.append(offset)
         offset += len(text)
     rows = list(zip(token_ids, tables, strict=True))
-    return {
+    made = {
         "tokens": tokens,
         "token_logprobs": [None if table is None else finite(table[own].logprob) for own, table in rows],
-        "top_logprobs": [None if table is None else _top(own, table, num_top) for own, table in rows],
+        "top_logprobs": [None if table is None else _top(own, table, num_top, as_ids) for own, table in rows],
         "text_offset": offsets,
     }
+    return made, offset
 
 
-def _top(own: int, table: Table, num_top: int) -> dict[str, float]:
+def _top(own: int, table: Table, num_top: int, as_ids: bool) -> dict[str, float]:
     """The likeliest tokens, and the one that was taken."""
     return {
-        token_text(t, entry): finite(entry.logprob) for t, entry in table.items() if entry.rank <= num_top or t == own
+        _number(t) if as_ids else token_text(t, entry): finite(entry.logprob)
+        for t, entry in table.items()
+        if entry.rank <= num_top or t == own
     }
 
 
@@ -78,4 +84,8 @@ def prompt_logprobs(output: RequestOutput) -> list[dict[str, Any] | None]:
 
 def token_text(token_id: int, entry: Logprob) -> str:
     """A token as text; of a model without a tokenizer its number."""
-    return entry.decoded_token if entry.decoded_token is not None else f"token_id:{token_id}"
+    return entry.decoded_token if entry.decoded_token is not None else _number(token_id)
+
+
+def _number(token_id: int) -> str:
+    return f"token_id:{token_id}"

@@ -118,7 +118,7 @@ def turn_of(
         if "reasoning_effort" not in dialect.template:
             raise ApiError("this model knows no reasoning_effort", param="reasoning_effort")
         variables["reasoning_effort"] = effort
-    constraint = asked if tools.schema is None else {"json": tools.schema}
+    constraint = asked if tools.schema is None else {"json": tools.schema, "whitespace_pattern": " ?"}
     reasoning = dialect.reasoning_parser if constraint is None else None  # a form is obeyed from the first token on
     more: dict[str, Any] = {} if constraint is None else {"structured_outputs": constraint}
     if dialect.has_special_tags and (tools.is_auto or reasoning is not None):

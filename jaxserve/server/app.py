@@ -18,6 +18,7 @@ from jaxserve.server.access import GONE, Access
 from jaxserve.server.archive import Archive
 from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.document import describe
 from jaxserve.server.guards import guards
 from jaxserve.server.json import error_response
 from jaxserve.server.routes import (
@@ -25,12 +26,14 @@ from jaxserve.server.routes import (
     chat,
     completions,
     files,
+    embeddings,
     health,
     metrics,
     models,
     page,
     responses,
     stats,
+    tokens,
 )
 from jaxserve.server.state import ServerState
 from jaxserve.server.traces import Traces
@@ -41,6 +44,8 @@ ROUTERS = (
     models.router,
     completions.router,
     chat.router,
+    embeddings.router,
+    tokens.router,
     responses.router,
     files.router,
     batches.router,

@@ -1,10 +1,8 @@
-"""Reading bodies of requests, and describing them in the OpenAPI document."""
+"""Reading bodies of requests, and saying what they are."""
 
 import asyncio
 from typing import Any, TypeVar
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
@@ -13,8 +11,8 @@ from jaxserve.openai.errors import ApiError, of_validation
 T = TypeVar("T", bound=BaseModel)
 
 _LONG = 64 << 10  # bytes; from here on a body is parsed in another thread, so that nobody waits for it
-_REFERENCE = "#/components/schemas/{model}"
-_documented: dict[str, type[BaseModel]] = {}  # by name
+REFERENCE = "#/components/schemas/{model}"
+documented: dict[str, type[BaseModel]] = {}  # by name; for the OpenAPI document
 
 
 async def read_body(request: Request, model: type[T]) -> T:
@@ -34,24 +32,21 @@ async def read_body(request: Request, model: type[T]) -> T:
         raise ApiError(f"the body cannot be read: {error!s:.100}", code="invalid_json") from None
 
 
-def documents(model: type[BaseModel]) -> dict[str, Any]:
-    """For a route's `openapi_extra`: bodies are of this model. Routes read them by themselves, and FastAPI cannot know."""
-    _documented[model.__name__] = model
-    content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}}
-    return {"requestBody": {"required": True, "content": content}}
+def documents(model: type[BaseModel], answer: dict[str, Any] | None = None, *, streams: bool = False) -> dict[str, Any]:
+    """For a route's `openapi_extra`: what it reads and writes by itself, so that FastAPI cannot know. `answer`: a JSON
+    schema; see `answers`. `streams`: whether it may also come as server-sent events."""
+    documented[model.__name__] = model
+    body = {"application/json": {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}}
+    content: dict[str, Any] = {"application/json": {"schema": answer or {"type": "object"}}}
+    if streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return {
+        "requestBody": {"required": True, "content": body},
+        "responses": {"200": {"description": "The answer", "content": content}},
+    }
 
 
-def describe(app: FastAPI) -> None:
-    """Make the app's OpenAPI document know the bodies."""
-
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            schemas = made.setdefault("components", {}).setdefault("schemas", {})
-            for name, model in _documented.items():
-                schema = model.model_json_schema(ref_template=_REFERENCE)
-                schemas |= schema.pop("$defs", {}) | {name: schema}
-            app.openapi_schema = made
-        return app.openapi_schema
-
-    app.openapi = document
+def answers(kind: str, *names: str) -> dict[str, Any]:
+    """JSON schema of an object of this `object` kind ("": it names none) that has at least these fields."""
+    known: dict[str, Any] = {"object": {"const": kind}} if kind else {}
+    return {"type": "object", "required": [*known, *names], "properties": known}

@@ -17,18 +17,17 @@ _NAME = "llm_request"
 class Traces:
     """Sends spans in the background; `close` sends the last ones."""
 
-    def __init__(self, endpoint: str, model_name: str, *, exporter: Any = None):
-        """`endpoint`: where a collector takes OTLP over HTTP, as http://127.0.0.1:4318/v1/traces. `exporter`: another way
-        out, for tests.
+    def __init__(self, endpoint: str, model_name: str):
+        """`endpoint`: where a collector takes OTLP over HTTP, as http://127.0.0.1:4318/v1/traces.
 
         Raises:
           ConfigError: the libraries are not installed.
         """
         try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # pyright: ignore[reportMissingImports]
+            from opentelemetry.sdk.resources import Resource  # pyright: ignore[reportMissingImports]
+            from opentelemetry.sdk.trace import TracerProvider  # pyright: ignore[reportMissingImports]
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor  # pyright: ignore[reportMissingImports]
             from opentelemetry.trace import SpanKind
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
@@ -37,7 +36,7 @@ class Traces:
                 remedy="Install it with: pip install 'jaxserve[otel]'",
             ) from None
         self._provider = TracerProvider(resource=Resource.create({"service.name": "jaxserve"}))
-        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter(endpoint=endpoint)))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         self._tracer = self._provider.get_tracer("jaxserve")
         self._context_of = TraceContextTextMapPropagator().extract
         self._kind = SpanKind.SERVER

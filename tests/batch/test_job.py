@@ -132,6 +132,8 @@ def test_the_frame_of_a_line_is_checked(line, param):
         (completion, {"model": 7}, "model"),
         (completion, {"allowed_token_ids": []}, "allowed_token_ids"),
         (completion, {"structured_outputs": 3}, "structured_outputs"),
+        (completion, {"structured_outputs": "json"}, "structured_outputs"),
+        (completion, {"structured_outputs": {}}, "structured_outputs"),
         (chat, {"messages": None}, "messages"),
         (chat, {"messages": []}, "messages"),
         (chat, {"messages": "hi"}, "messages"),

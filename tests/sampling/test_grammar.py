@@ -32,8 +32,8 @@ OPTIONS: dict[str, Any] = {
     "max_num_seqs": 4,
     "max_num_batched_tokens": 16,
     "block_size": 8,
-    "num_kv_blocks": 36,
-    "max_model_len": 256,
+    "num_kv_blocks": 20,
+    "max_model_len": 160,
     "progress": False,
 }
 PROMPT = "def add(a, b):"

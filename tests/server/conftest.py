@@ -1,10 +1,11 @@
 """A real server in this process, on a free port of this machine, with the bundled model."""
 
+import asyncio
 import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -51,6 +52,13 @@ def engine() -> Iterator[AsyncEngine]:
     made = AsyncEngine("tiny", max_num_seqs=8, max_requests=64, progress=False)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Runs coroutines on an event loop of the tests' own, beside that of the server."""
+    with asyncio.Runner() as runner:
+        yield runner.run
 
 
 @pytest.fixture(scope="session")

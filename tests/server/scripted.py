@@ -21,7 +21,7 @@ class ScriptedEngine:
         self.script: Sequence[str] = ()
         self.finish_reason = "stop"
         self.requests: list[Request] = []
-        self.intake = Intake(tokenizer, (), lambda request: None)
+        self.intake = Intake(tokenizer, (), lambda request: None, vocab_size=1024)
         self.listeners: list[Any] = []
 
     async def prepare(self, work: Any, *args: Any, **options: Any) -> Any:

@@ -1,7 +1,12 @@
 """/v1/completions through OpenAI's own client."""
 
+import json
+
+import httpx
 import openai
 import pytest
+
+ASKED = {"model": "tiny", "prompt": "def add(a, b):", "max_tokens": 12, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -10,18 +15,29 @@ def client(server):
         yield made
 
 
+@pytest.fixture(scope="module")
+def post(server):
+    with httpx.Client(base_url=server.url) as http:
+        yield lambda **body: http.post("/v1/completions", json=ASKED | body)
+
+
+def chunks_of(answer: httpx.Response) -> list[dict]:
+    """The frames of a stream, but for the last: [DONE]."""
+    *frames, done, end = answer.text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+
+
 def test_a_stream_is_the_whole_answer_in_pieces(client):
-    asked = {"model": "tiny", "prompt": "def add(a, b):", "max_tokens": 12, "temperature": 0}
-    whole = client.completions.create(**asked)
-    chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    whole = client.completions.create(**ASKED)
+    chunks = list(client.completions.create(**ASKED, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
     assert chunks[-1].usage == whole.usage
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
 
 
 def test_echo_scores_the_prompt_and_nothing_precedes_the_first_token(client):
-    asked = {"model": "tiny", "prompt": "def add(a, b):", "max_tokens": 0, "temperature": 0}
-    choice = client.completions.create(**asked, echo=True, logprobs=1).choices[0]
+    choice = client.completions.create(**ASKED | {"max_tokens": 0}, echo=True, logprobs=1).choices[0]
     assert choice.text == "def add(a, b):"
     assert choice.logprobs.token_logprobs[0] is None
     assert all(value < 0 for value in choice.logprobs.token_logprobs[1:])
@@ -31,3 +47,93 @@ def test_a_mistake_is_told_with_the_field_and_the_nearest_name(client):
     with pytest.raises(openai.BadRequestError, match="did you mean 'temperature'") as caught:
         client.completions.create(model="tiny", prompt="x", extra_body={"temprature": 1})
     assert caught.value.param == "temprature"
+
+
+# Characters of several tokens, so that some events have no text.
+@pytest.mark.parametrize("prompt", ["def add(a, b):", ["x = ", "日本語 é"], [[5, 6, 7]]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"logprobs": 2},
+        {"logprobs": 0, "n": 2, "temperature": 1.0, "seed": 7},
+        {"echo": True, "logprobs": 3},
+        {"echo": True, "max_tokens": 0, "logprobs": 1},
+        {"echo": True, "logprobs": 1, "return_tokens_as_token_ids": True},
+        {"prompt_logprobs": 2, "return_token_ids": True},
+        {"ignore_eos": True, "logprobs": 1, "stop": ["\n"], "temperature": 1.5, "seed": 3},
+    ],
+    ids=lambda more: "-".join(more),
+)
+def test_streams_say_all_that_whole_answers_say(post, prompt, more):
+    whole = post(prompt=prompt, **more)
+    assert whole.status_code == 200, whole.text
+    streamed = post(prompt=prompt, **more, stream=True, stream_options={"continuous_usage_stats": True})
+    usages = {}
+    for choice in whole.json()["choices"]:
+        pieces = []
+        for chunk in chunks_of(streamed):
+            (piece,) = chunk["choices"]
+            if piece["index"] == choice["index"]:
+                pieces.append(piece)
+            usages[piece["index"] // more.get("n", 1)] = chunk["usage"]
+        assert "".join(piece["text"] for piece in pieces) == choice["text"]
+        assert [piece["finish_reason"] for piece in pieces if piece["finish_reason"]] == [choice["finish_reason"]]
+        for name in choice["logprobs"] or {}:
+            told = [each for piece in pieces for each in piece["logprobs"][name]]
+            if name in ("tokens", "text_offset"):
+                assert told == choice["logprobs"][name]
+            else:
+                assert [e is None for e in told] == [e is None for e in choice["logprobs"][name]]
+        if more.get("return_token_ids"):
+            assert [t for piece in pieces for t in piece["token_ids"]] == choice["token_ids"]
+            assert pieces[0]["prompt_token_ids"] == choice["prompt_token_ids"]
+        if "prompt_logprobs" in more:
+            assert len(pieces[0]["prompt_logprobs"]) == len(choice["prompt_logprobs"])
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert sum(usage[name] for usage in usages.values()) == whole.json()["usage"][name]
+
+
+def test_tokens_named_by_numbers_are_those_of_the_tokenizer(post, engine):
+    logprobs = post(echo=True, max_tokens=0, logprobs=2, return_tokens_as_token_ids=True).json()["choices"][0][
+        "logprobs"
+    ]
+    ids = engine.tokenizer.encode(ASKED["prompt"])
+    assert logprobs["tokens"] == [f"token_id:{token}" for token in ids]
+    assert all(name.startswith("token_id:") for table in logprobs["top_logprobs"][1:] for name in table)
+
+
+def test_a_prompt_is_cut_at_its_beginning(post, engine):
+    ids = engine.tokenizer.encode(ASKED["prompt"])
+    short = post(truncate_prompt_tokens=3, echo=True, return_token_ids=True).json()["choices"][0]
+    assert short["prompt_token_ids"] == ids[-3:]
+    assert short["text"].startswith(engine.tokenizer.decode(ids[-3:]))
+    assert post(truncate_prompt_tokens=100).json()["usage"]["prompt_tokens"] == len(ids)
+    fits = post(prompt=[7] * 5000, truncate_prompt_tokens=-1, max_tokens=4).json()["usage"]
+    assert fits["prompt_tokens"] + fits["completion_tokens"] == engine.max_model_len
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["x"] * 1025}, "prompt"),
+        ({"prompt": {"text": "x"}}, "prompt"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"guided_regex": "a+", "guided_choice": ["a"]}, "guided_regex"),
+        ({"deadline_ms": -1}, "deadline_ms"),
+        ({"stream_options": {"include_usages": True}}, "include_usages"),
+    ],
+)
+def test_what_cannot_be_obeyed_is_refused_by_name(post, body, param):
+    answer = post(**body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param

@@ -14,6 +14,7 @@ const stop = document.getElementById("stop-answer");
 const fresh = document.getElementById("fresh");
 const model = document.getElementById("model");
 
+const SPAN_MS = 50; // tokens that came within less have come in heaps, which says nothing of how fast they were made
 const plain = new Set(); // models that turned out to have no chat template
 let turns = []; // { question, answer }: of answers that came to something
 let running = null; // AbortController of the answer under way
@@ -137,7 +138,7 @@ function facts({ sent, first, last, pieces, usage, finish }, ended = null) {
   const tokens = usage?.completion_tokens ?? pieces;
   if (!pieces && !usage) return ended === "stopped" ? [ended] : [];
   const list = [`${usage ? "" : "about "}${count(tokens, "token")}`];
-  if (tokens > 1 && last > first) list.push(`${figure(((tokens - 1) / (last - first)) * 1000)} tokens/s`);
+  if (last - first > SPAN_MS) list.push(`${figure(((tokens - 1) / (last - first)) * 1000)} tokens/s`);
   if (first !== null) list.push(`first after ${duration((first - sent) / 1000)}`);
   const cached = usage?.prompt_tokens_details?.cached_tokens;
   if (cached) list.push(`${cached} of ${usage.prompt_tokens} prompt tokens cached`);

@@ -70,7 +70,7 @@ function words(request, span) {
   const cached = request.cached_tokens ? ` (${request.cached_tokens} cached)` : "";
   const said = [`${request.prompt_tokens}${cached} → ${count(request.output_tokens, "token")}`];
   said.push(duration(span.queued + span.prefill + span.decode));
-  if (request.first_token_s !== null) said.push(`first after ${duration(span.queued + span.prefill)}`);
+  if (request.first_token_s !== null) said.push(`first ${duration(span.queued + span.prefill)}`);
   if (request.preemptions) said.push(`preempted ${request.preemptions}×`);
   return said.join(" · ");
 }

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from jaxserve.openai.chat import PREFIX, ChatBody, Chunks, answer
 from jaxserve.openai.envelope import new_id
-from jaxserve.server.bodies import documents, read_body
+from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
@@ -19,7 +19,12 @@ from jaxserve.stream import Stream
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", openapi_extra=documents(ChatBody))
+@router.post(
+    "/v1/chat/completions",
+    openapi_extra=documents(
+        ChatBody, answers("chat.completion", "id", "created", "model", "choices", "usage"), streams=True
+    ),
+)
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     state, body = state_of(request), await read_body(request, ChatBody)

@@ -7,12 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from jaxserve.intake import Prompt
 from jaxserve.openai.completion import PREFIX, Chunks, CompletionBody, answer
 from jaxserve.openai.envelope import new_id
 from jaxserve.output import RequestOutput
 from jaxserve.request import SamplingParams
-from jaxserve.server.bodies import documents, read_body
+from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
@@ -23,7 +22,12 @@ from jaxserve.stream import Stream
 router = APIRouter()
 
 
-@router.post("/v1/completions", openapi_extra=documents(CompletionBody))
+@router.post(
+    "/v1/completions",
+    openapi_extra=documents(
+        CompletionBody, answers("text_completion", "id", "created", "model", "choices", "usage"), streams=True
+    ),
+)
 async def completions(request: Request) -> Response:
     """Complete one prompt or several."""
     state, body = state_of(request), await read_body(request, CompletionBody)
@@ -45,7 +49,7 @@ async def start(
 
     def one(number: int, prompt: str | list[int]) -> Any:
         request_id = response_id if len(prompts) == 1 else f"{response_id}-{number}"
-        ready: Prompt = body.ready(prompt, tokenizer)
+        ready = body.ready(prompt, tokenizer, engine.max_model_len - (params.max_tokens or 1))
         return engine.intake.request(ready, params, meta=meta, request_id=request_id)
 
     prompts = body.prompts

@@ -12,7 +12,7 @@ from jaxserve.server.state import state_of
 router = APIRouter()
 
 
-@router.get("/health")
+@router.get("/health", response_class=Response)
 async def health(request: Request) -> Response:
     """200 as long as restarting would not help: also while the model is loaded."""
     engine = state_of(request).engine
@@ -21,7 +21,7 @@ async def health(request: Request) -> Response:
     return Response()
 
 
-@router.get("/ready")
+@router.get("/ready", response_class=Response)
 async def ready(request: Request) -> Response:
     """200 when requests are taken."""
     state = state_of(request)

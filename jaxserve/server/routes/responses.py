@@ -13,7 +13,7 @@ from jaxserve.openai.messages import Message
 from jaxserve.openai.response_output import Response
 from jaxserve.openai.responses import PREFIX, ResponseBody
 from jaxserve.output import RequestOutput
-from jaxserve.server.bodies import documents, read_body
+from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import caller_of, meta_of
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
@@ -50,7 +50,10 @@ class _Job:
         return last
 
 
-@router.post("/v1/responses", openapi_extra=documents(ResponseBody))
+@router.post(
+    "/v1/responses",
+    openapi_extra=documents(ResponseBody, answers("response", "id", "model", "output", "status"), streams=True),
+)
 async def create_response(request: Request) -> HttpResponse:
     """Answer a conversation, which may go on from an earlier response."""
     state, body = state_of(request), await read_body(request, ResponseBody)

@@ -1,0 +1,32 @@
+"""/tokenize and /detokenize."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from jaxserve.openai.tokens import DetokenizeBody, TokenizeBody, tokenize_answer
+from jaxserve.server.bodies import answers, documents, read_body
+from jaxserve.server.json import JsonResponse
+from jaxserve.server.state import state_of
+
+router = APIRouter()
+
+
+@router.post(
+    "/tokenize", openapi_extra=documents(TokenizeBody, answers("", "count", "max_model_len", "tokens", "token_strs"))
+)
+async def tokenize(request: Request) -> Response:
+    """The tokens of a text or of a conversation."""
+    state, body = state_of(request), await read_body(request, TokenizeBody)
+    state.model(body.model)
+    engine = state.ready_engine
+    ids = await engine.prepare(body.tokens, engine.tokenizer)
+    return JsonResponse(tokenize_answer(body, ids, engine.tokenizer, engine.max_model_len))
+
+
+@router.post("/detokenize", openapi_extra=documents(DetokenizeBody, answers("", "prompt")))
+async def detokenize(request: Request) -> Response:
+    """The text of tokens."""
+    state, body = state_of(request), await read_body(request, DetokenizeBody)
+    state.model(body.model)
+    engine = state.ready_engine
+    return JsonResponse({"prompt": await engine.prepare(body.text, engine.tokenizer)})
