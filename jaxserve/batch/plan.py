@@ -47,11 +47,11 @@ def planned(
 def _encoded(tokenizer: Tokenizer | None, job: Job) -> Job:
     """A job with its prompts as token ids; as it is, if that fails: it fails again, and says why, when it is started."""
     try:
-        prompts = job.work.prompts(tokenizer)
+        prompts = job.work.prompts()
         compact = tuple(_compact(tokenizer, prompt, job.work.keeps_text) for prompt in prompts)
     except Exception:  # noqa: BLE001
         return job
-    return dataclasses.replace(job, prompts=compact, work=dataclasses.replace(job.work, prompts=lambda _: compact))
+    return dataclasses.replace(job, prompts=compact, work=dataclasses.replace(job.work, prompts=lambda: compact))
 
 
 def _compact(tokenizer: Tokenizer | None, prompt: Prompt, keeps_text: bool) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from jaxserve.errors import JaxserveError
 from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.server.access import GONE, Access
 from jaxserve.server.archive import Archive
-from jaxserve.server.bodies import describe
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.document import describe
 from jaxserve.server.guards import guards
@@ -25,8 +24,8 @@ from jaxserve.server.routes import (
     batches,
     chat,
     completions,
-    files,
     embeddings,
+    files,
     health,
     metrics,
     models,

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -196,14 +197,21 @@ def test_a_batch_that_takes_too_long_expires(alice, engine):
 @pytest.mark.parametrize(
     ("url", "body"),
     [
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "prompt": None}),
-        ("/v1/embeddings", {"input": ["a", "b"], "prompt": None, "max_tokens": None, "temperature": None}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}),
+        ("/v1/embeddings", {"input": ["a", "b"], "encoding_format": "base64"}),
+        ("/v1/score", {"text_1": "def", "text_2": ["def", "class"]}),
+        ("/v1/rerank", {"query": "def", "documents": ["class", "def"], "top_n": 1}),
     ],
 )
-def test_the_other_endpoints_are_there_too(alice, url, body):
-    done = end(alice, begin(alice, [line("one", url, **body)], endpoint=url))
-    (row,) = (rows(alice, done.output_file_id) | rows(alice, done.error_file_id)).values()
-    assert row["error"] is None or row["error"]["code"] == "no_chat_template"
+def test_every_endpoint_answers_as_its_route_does(alice, url, body):
+    asked = {"custom_id": "one", "method": "POST", "url": url, "body": body}
+    done = end(alice, begin(alice, [json.dumps(asked)], endpoint=url))
+    ((_, row),) = (rows(alice, done.output_file_id) | rows(alice, done.error_file_id)).items()
+    headers = {"authorization": f"Bearer {alice.api_key}"}
+    direct = httpx.post(f"{alice.base_url}".removesuffix("/v1/") + url, headers=headers, json=body)
+    assert row["response"]["status_code"] == direct.status_code
+    fixed = [{**each, "id": "", "created": 0, "usage": 0} for each in (row["response"]["body"], direct.json())]
+    assert fixed[0] == fixed[1]
 
 
 def test_a_server_that_ends_leaves_its_batch_to_the_next(engine, tmp_path):
