@@ -127,9 +127,9 @@ class BatchStore:
         with self._saving:
             if batch.status not in before:
                 return False
-            batch.status = to
-            batch.times[f"{to}_at"] = time.time()
-            self._write(batch)
+            times = batch.times | {f"{to}_at": time.time()}
+            self._write(dataclasses.replace(batch, status=to, times=times))  # nobody is told what is not on disk
+            batch.status, batch.times = to, times
         return True
 
     def _write(self, batch: Batch) -> None:

@@ -233,8 +233,7 @@ def test_a_server_that_ends_leaves_its_batch_to_the_next(engine, tmp_path):
         assert answers.startswith(before[: before.rindex(b"\n", 0, -1) + 1]), "what was answered is kept as it was"
         assert set(rows(client, again.output_file_id)) == {f"id-{number}" for number in range(16)}
         assert end(client, waits).status == "completed"
-        left = [path.name for path in (tmp_path / "archive" / "batches" / batch.id).iterdir()]
-        assert left == ["state.json"]
+        wait_until(lambda: [path.name for path in path.parent.iterdir()] == ["state.json"])
 
 
 def test_a_failed_step_costs_nothing_but_time_and_an_engine_that_always_fails_ends_the_batch(alice, monkeypatch):
@@ -272,8 +271,12 @@ def test_batches_stay_behind_and_count_for_their_client(alice, engine):
 
 
 def wait_until_idle(engine):
+    wait_until(lambda: not engine.num_unfinished)
+
+
+def wait_until(is_so):
     last_s = time.monotonic() + 10
-    while engine.num_unfinished:
+    while not is_so():
         assert time.monotonic() < last_s
         time.sleep(0.01)
 
