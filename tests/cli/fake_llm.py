@@ -95,6 +95,8 @@ class FakeLLM:
     """Records the last one made, so that a test can look at it."""
 
     last = None
+    max_model_len = MAX_TOKENS
+    embedding_size = 2
 
     def __init__(self, model, **options):
         self.model = model
