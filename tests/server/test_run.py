@@ -31,9 +31,9 @@ class FakeEngine:
         self.log = []
 
     def counts(self):
-        return dict.fromkeys(("backend", "architecture", "dtype", "max_model_len", "num_kv_blocks"), "fake") | dict.fromkeys(
-            ("warm_up_compiles", "load_s", "warm_up_s"), 0
-        )
+        return dict.fromkeys(
+            ("backend", "architecture", "dtype", "max_model_len", "num_kv_blocks"), "fake"
+        ) | dict.fromkeys(("warm_up_compiles", "load_s", "warm_up_s"), 0)
 
     async def drain(self):
         self.log.append("drained")
@@ -54,7 +54,7 @@ def in_time(condition, seconds=10.0):
 def while_serving(load, work, monkeypatch, **options):
     """Run a server in this thread, the only one that gets signals, and `work(url)` in another."""
     said, failures = [], []
-    log, handler = logging.Logger("test"), logging.Handler()
+    log, handler = logging.Logger("test"), logging.Handler()  # noqa: LOG001  of nobody else
     handler.emit = lambda record: said.append(record.getMessage())
     log.addHandler(handler)
     monkeypatch.setattr(run, "_log", log)
