@@ -5,6 +5,8 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -27,7 +29,7 @@ from jaxserve.server.state import ServerState
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_LAST_WORDS_S = 5.0  # for answers that are complete, or cut short, to reach their callers
+LAST_WORDS_S = 5.0  # for answers that are complete, or cut short, to reach their callers
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 
 
@@ -44,18 +46,31 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
 
 
 def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], AsyncEngine]) -> None:
-    context, listening = tls(config), listen(config)
-    raise_file_limit()
     run = _Run(config, load)
-    made = create_app(config, model_names, lifespan=run.lifespan)
-    run.archive = made.state.archive
+    app = create_app(config, model_names, lifespan=run.lifespan)
+    run.archive = app.state.archive
+    context = tls(config)
+    raise_file_limit()
+    with listen(config) as listening:
+        _claim(run.archive, config)
+        _listen_with(app, config, run, context, listening)
+    if run.failure is not None:
+        raise run.failure
+
+
+def _claim(archive: Archive, config: ServerConfig) -> None:
+    """Have the folder of files for this process, or do without."""
     try:
-        run.archive.claim()
+        archive.claim()
     except UnavailableError as error:
         if config.files_dir is not None:
             raise
         _log.warning("no files and batches here: %s", error)
-    app: ASGIApp = made
+
+
+def _listen_with(
+    app: ASGIApp, config: ServerConfig, run: "_Run", context: ssl.SSLContext | None, listening: socket.socket
+) -> None:
     if is_private(listening) and not config.has_keys:
         app = Hosts(app, (config.host, *config.allowed_host))
     if not is_private(listening) and not config.has_keys:
@@ -74,14 +89,12 @@ def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], 
             headers=[("x-content-type-options", "nosniff")],
             root_path=config.root_path,
             timeout_keep_alive=config.keep_alive_timeout,  # pyright: ignore[reportArgumentType]  any number of seconds
-            timeout_graceful_shutdown=_LAST_WORDS_S,  # pyright: ignore[reportArgumentType]
+            timeout_graceful_shutdown=LAST_WORDS_S,  # pyright: ignore[reportArgumentType]
             ssl_context_factory=None if context is None else lambda *_: context,
         ),
         run.stop,
     )
     run.server.run(sockets=[listening])
-    if run.failure is not None:
-        raise run.failure
 
 
 class _Run:
@@ -135,7 +148,11 @@ class _Run:
             self._loop.call_soon_threadsafe(self._serve, engine)
 
     def _serve(self, engine: AsyncEngine) -> None:
-        self._state.serve(engine)
+        try:
+            self._state.serve(engine)
+        except Exception as failure:  # noqa: BLE001  it is raised by `run_server`
+            self.failure, self.server.should_exit = failure, True
+            return
         tell(_log, logging.INFO, f"ready on {self.where}", **_facts(engine))
 
     def _begin_drain(self) -> None:
@@ -146,15 +163,15 @@ class _Run:
         engine, limit = self._state.engine, self._config.drain_timeout
         assert engine is not None
         self._state.is_closing = True  # from now on requests get 503 and so does /ready; /health goes on
-        await self.archive.pause()  # the next server goes on with its batches
-        num_left = engine.num_unfinished
-        tell(_log, logging.INFO, "shutting down", requests=num_left, timeout_s=limit)
+        tell(_log, logging.INFO, "shutting down", requests=engine.num_unfinished, timeout_s=limit)
         try:
+            await self.archive.pause()  # the next server goes on with its batches
             await asyncio.wait_for(engine.drain(), limit)
         except TimeoutError:
             tell(_log, logging.WARNING, "requests are cut short", requests=engine.num_unfinished)
             await asyncio.to_thread(engine.close)  # their callers are told so
-        self.server.should_exit = True
+        finally:
+            self.server.should_exit = True
 
 
 class _Server(uvicorn.Server):
