@@ -25,6 +25,7 @@ from jaxserve.errors import DeviceError, JaxserveError, UnavailableError
 from jaxserve.intake import Intake, Prompt, score_of, vectors_of
 from jaxserve.output import Event, RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
+from jaxserve.sampling.grammar import Compiling, without_waiting
 from jaxserve.stream import Stream
 from jaxserve.tally import Tally
 from jaxserve.tokenizer import Tokenizer
@@ -152,8 +153,13 @@ class AsyncEngine:
         return self.start(request, text)
 
     async def prepare(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Run `work`, mostly a method of `intake`, in another thread: long texts and grammars take their time."""
-        return await asyncio.to_thread(work, *args, **options)
+        """Run `work`, mostly a method of `intake`, in another thread: long texts take their time. Where it needs a grammar
+        that is not compiled yet, it is run again when that is there."""
+        while True:
+            try:
+                return await asyncio.to_thread(without_waiting, work, *args, **options)
+            except Compiling as missing:
+                await asyncio.shield(asyncio.wrap_future(missing.done))  # others may wait for the same one
 
     def start(self, request: Request, text: str | None = None) -> Stream:
         """Queue a request that `intake` has made. `text` of its prompt, only to be handed back with the answer.

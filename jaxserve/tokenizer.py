@@ -66,6 +66,11 @@ class Tokenizer:
         return backend.to_str()
 
     @property
+    def special_tokens(self) -> dict[str, str]:
+        """`bos_token`, `eos_token` and so on, as far as `tokenizer_config.json` names them."""
+        return dict(self._special_tokens)
+
+    @property
     def eos_token_id(self) -> int | None:
         """The end token that `tokenizer_config.json` names."""
         name = self._special_tokens.get("eos_token")

@@ -1,15 +1,17 @@
-"""What a batch can ask for: the routes of the server, without the server."""
+"""What a batch can ask for: routes of the server, without the server."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxserve.batch import interim
+import numpy as np
+
 from jaxserve.errors import RequestError
-from jaxserve.intake import Prompt
-from jaxserve.openai import chat, completion
+from jaxserve.intake import Prompt, vectors_of
+from jaxserve.openai import chat, completion, embedding, score
 from jaxserve.openai.envelope import new_id
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.prompts import listed
 from jaxserve.openai.turn import Dialect
 from jaxserve.output import RequestOutput
 from jaxserve.request import SamplingParams, Task
@@ -17,69 +19,126 @@ from jaxserve.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """What bodies are read for."""
+
+    names: Sequence[str]  # under which it is served
+    tokenizer: Tokenizer | None  # None: it knows token ids only
+    dialect: Dialect  # how it writes calls and thoughts
+    max_model_len: int
+    embedding_size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
     """What the body of a line wants. `prompts` holds on to its texts, `answer` does not."""
 
     params: SamplingParams
-    # Given the most tokens of prompt and answer; takes its time.
-    prompts: Callable[[Tokenizer | None, int], Sequence[Prompt]]
-    answer: Callable[[str, Sequence[RequestOutput], Tokenizer | None], dict[str, Any]]  # model, answers -> body
+    prompts: Callable[[], Sequence[Prompt]]  # takes its time
+    answer: Callable[[str, Sequence[RequestOutput]], dict[str, Any]]  # name of the model, answers -> body
     task: Task = Task.GENERATE
-    keeps_text: bool = False  # the answer repeats the prompt
+    keeps_text: bool = False  # the answer repeats the prompt, or depends on its text
 
 
-Read = tuple[str | None, Work, dict[str, Any]]  # model, what to do, fields of `Request` for the scheduler
+Read = tuple[str | None, Work, dict[str, Any]]  # name of the model, what to do, fields of `Request` for the scheduler
 
 
-def read_completion(raw: Mapping[str, Any], dialect: Dialect) -> Read:
+def read_completion(raw: Mapping[str, Any], model: Model) -> Read:
     """/v1/completions.
 
     Raises:
       ValidationError, ApiError: the body is wrong.
     """
-    del dialect
     body = completion.CompletionBody.model_validate(raw)
     refuse_stream(body)
-    prompts, body.prompt, params = body.prompts, "", body.params()
-    num_answer = params.max_tokens or 1
+    params = body.params()
+    prompts, body.prompt = body.prompts, ""
+    room = model.max_model_len - (params.max_tokens or 1)
     work = Work(
         params=params,
-        prompts=lambda tokenizer, most: [body.ready(prompt, tokenizer, most - num_answer) for prompt in prompts],
-        answer=lambda model, outputs, tokenizer: completion.answer(
-            body, new_id(completion.PREFIX), model, outputs, tokenizer
-        ),
+        prompts=lambda: [body.ready(prompt, model.tokenizer, room) for prompt in prompts],
+        answer=lambda name, outputs: completion.answer(body, new_id(completion.PREFIX), name, outputs, model.tokenizer),
         keeps_text=body.echo,
     )
     return body.model, work, body.meta()
 
 
-def read_chat(raw: Mapping[str, Any], dialect: Dialect) -> Read:
+def read_chat(raw: Mapping[str, Any], model: Model) -> Read:
     """/v1/chat/completions; raises as `read_completion`."""
     body = chat.ChatBody.model_validate(raw)
     refuse_stream(body)
-    turn = body.turn(dialect)
+    turn = body.turn(model.dialect)
     body.messages, bare = [], dataclasses.replace(turn, messages=())
     work = Work(
         params=turn.params,
-        prompts=lambda tokenizer, _: [turn.prompt(_required(tokenizer))],
-        answer=lambda model, outputs, _: chat.answer(body, bare, new_id(chat.PREFIX), model, outputs[0]),
+        prompts=lambda: [turn.prompt(_required(model.tokenizer))],
+        answer=lambda name, outputs: chat.answer(body, bare, new_id(chat.PREFIX), name, outputs[0]),
         keeps_text=turn.reasoning is not None,  # its end says whether the answer begins with thoughts
     )
     return body.model, work, body.meta()
 
 
-def read_embedding(raw: Mapping[str, Any], dialect: Dialect) -> Read:
+def read_embedding(raw: Mapping[str, Any], model: Model) -> Read:
     """/v1/embeddings; raises as `read_completion`."""
-    del dialect
-    body = interim.EmbeddingBody.model_validate(raw)
-    inputs, body.input = body.prompts, ""
-    work = Work(
+    body = embedding.EmbeddingBody.model_validate(raw)
+    body.check_size(model.embedding_size)
+    inputs, body.input = listed(body.input), ""
+
+    def answer(name: str, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        return embedding.answer(body, name, vectors_of(outputs, normalize=body.normalize), _num_tokens(outputs))
+
+    return body.model, _embed(body, inputs, model, answer), body.meta()
+
+
+def read_score(raw: Mapping[str, Any], model: Model) -> Read:
+    """/v1/score, of pairs; raises as `read_completion`."""
+    body = score.ScoreBody.model_validate(raw)
+    if not body.is_pairs:
+        raise ApiError(
+            "prompt and continuations are not supported in a batch; use /v1/completions with echo and logprobs",
+            param="continuations",
+            code="unsupported_field",
+        )
+    left, right = body.left, body.right
+
+    def answer(name: str, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        values = _cosines(outputs, len(left))
+        return score.pairs_answer(new_id(score.PREFIX), name, values, _num_tokens(outputs))
+
+    return body.model, _embed(body, [*left, *right], model, answer), body.meta()
+
+
+def read_rerank(raw: Mapping[str, Any], model: Model) -> Read:
+    """/v1/rerank; raises as `read_completion`."""
+    body = score.RerankBody.model_validate(raw)
+
+    def answer(name: str, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        return score.rerank_answer(body, new_id(score.RERANK_PREFIX), name, _cosines(outputs, 1), _num_tokens(outputs))
+
+    return body.model, _embed(body, [body.query, *body.documents], model, answer), body.meta()
+
+
+def _embed(
+    body: embedding.EmbeddingBody | score.ScoreBody | score.RerankBody,
+    texts: Sequence[str | list[int]],
+    model: Model,
+    answer: Callable[[str, Sequence[RequestOutput]], dict[str, Any]],
+) -> Work:
+    return Work(
         params=SamplingParams(temperature=0.0),
-        prompts=lambda *_: inputs,
-        answer=lambda model, outputs, _: interim.embedding_answer(body, model, outputs),
+        prompts=lambda: [body.ready(text, model.tokenizer, model.max_model_len) for text in texts],
+        answer=answer,
         task=Task.EMBED,
     )
-    return body.model, work, body.meta()
+
+
+def _cosines(outputs: Sequence[RequestOutput], num_left: int) -> Sequence[float]:
+    ours, theirs = np.split(vectors_of(outputs), [num_left])
+    return embedding.cosines(np.broadcast_to(ours, theirs.shape), theirs)
+
+
+def _num_tokens(outputs: Sequence[RequestOutput]) -> int:
+    return sum(len(output.prompt_token_ids) for output in outputs)
 
 
 def _required(tokenizer: Tokenizer | None) -> Tokenizer:
@@ -88,7 +147,7 @@ def _required(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def refuse_stream(body: Any) -> None:
+def refuse_stream(body: completion.CompletionBody | chat.ChatBody) -> None:
     """A batch has nobody who would listen.
 
     Raises:
@@ -99,8 +158,10 @@ def refuse_stream(body: Any) -> None:
             raise ApiError(f"{name} is not supported in a batch; leave it out", param=name, code="unsupported_field")
 
 
-ENDPOINTS: dict[str, Callable[[Mapping[str, Any], Dialect], Read]] = {
+ENDPOINTS: dict[str, Callable[[Mapping[str, Any], Model], Read]] = {
     "/v1/completions": read_completion,
     "/v1/chat/completions": read_chat,
     "/v1/embeddings": read_embedding,
+    "/v1/score": read_score,
+    "/v1/rerank": read_rerank,
 }

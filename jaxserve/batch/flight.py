@@ -27,11 +27,6 @@ class Engine(Protocol):
         ...
 
     @property
-    def max_model_len(self) -> int:
-        """Most tokens of prompt and answer together."""
-        ...
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """Raises RequestError for a model that only knows token ids."""
         ...
@@ -70,7 +65,6 @@ class Flight:
         self._engine = engine
         self._jobs = jobs
         self._room = room
-        self._tokenizer = tokenizer_of(engine)
         self._has_more = True
         self._running: dict[str, tuple[Started, int]] = {}  # request id -> job, and which of its prompts
         self._left: dict[str, int] = {}  # groups that have begun: how many of their prompts have not ended
@@ -128,9 +122,7 @@ class Flight:
             meta["parents"] = tuple(id_ for parent in meta["parents"] for id_ in self._request_ids.get(parent, ()))
         request_ids = list[str]()
         try:
-            for prompt, pin in itertools.zip_longest(
-                job.work.prompts(self._tokenizer, self._engine.max_model_len), job.pins
-            ):
+            for prompt, pin in itertools.zip_longest(job.work.prompts(), job.pins):
                 pinned = meta if pin is None else meta | {"pin": pin.name, "pin_tokens": pin.num_tokens}
                 request_ids.append(self._engine.submit(prompt, job.work.params, task=job.work.task, meta=pinned))
         except BaseException:
@@ -163,7 +155,7 @@ class Flight:
         self._leave(job.pins[place : place + 1])
         outputs = [each for each in started.outputs if each is not None]
         if len(outputs) == len(started.outputs):
-            yield started.number, started.custom_id, job.work.answer(job.model, outputs, self._tokenizer)
+            yield started.number, started.custom_id, job.work.answer(job.model, outputs)
 
 
 def tokenizer_of(engine: Engine) -> Tokenizer | None:

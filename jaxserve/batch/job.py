@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from jaxserve.batch.endpoints import ENDPOINTS, Work
+from jaxserve.batch.endpoints import ENDPOINTS, Model, Work
 from jaxserve.batch.lines import Line, kind
 from jaxserve.intake import Prompt
 from jaxserve.openai.errors import ApiError, of_validation
 from jaxserve.openai.names import served_name
-from jaxserve.openai.turn import Dialect
 
 _FIELDS = ("custom_id", "method", "url", "body")
 
@@ -43,8 +42,7 @@ Item = tuple[int, str | None, Job | ApiError]  # line number, custom_id, what to
 class Reader:
     """What lines are read for."""
 
-    served: Sequence[str]  # names of the model
-    dialect: Dialect  # how it writes calls and thoughts
+    model: Model
     endpoints: Collection[str] = tuple(ENDPOINTS)
     own: Callable[[dict[str, Any]], dict[str, Any]] = dict  # what becomes of a line's fields for the scheduler
 
@@ -69,10 +67,10 @@ def parse_job(raw: Mapping[str, Any], reader: Reader) -> Job:
     """
     check_frame(raw, reader.endpoints)
     try:
-        model, work, meta = ENDPOINTS[raw["url"]](raw["body"], reader.dialect)
+        name, work, meta = ENDPOINTS[raw["url"]](raw["body"], reader.model)
     except ValidationError as error:
         raise of_validation(error) from None
-    model = served_name(model, reader.served)
+    model = served_name(name, reader.model.names)
     return Job(custom_id=raw["custom_id"], model=model, work=work, meta=reader.own(meta))
 
 

@@ -28,13 +28,13 @@ def planned(
     those of other batches in the same engine.
     """
     part, num_tokens, num_parts = list[Item](), 0, 0
-    tokenizer, most, block_size = tokenizer_of(engine), engine.max_model_len, engine.config.block_size
+    tokenizer, block_size = tokenizer_of(engine), engine.config.block_size
     for item in items:
         number, custom_id, job = item
         if not isinstance(job, Job):
             yield item
             continue
-        job = _encoded(tokenizer, most, job)
+        job = _encoded(tokenizer, job)
         part.append((number, custom_id, job))
         num_tokens += _JOB_TOKENS + sum(map(len, map(_token_ids, job.prompts)))
         if num_tokens >= most_tokens:
@@ -44,14 +44,14 @@ def planned(
     yield from _ordered(part, block_size, f"{name}{num_parts + 1}.", say)
 
 
-def _encoded(tokenizer: Tokenizer | None, most: int, job: Job) -> Job:
+def _encoded(tokenizer: Tokenizer | None, job: Job) -> Job:
     """A job with its prompts as token ids; as it is, if that fails: it fails again, and says why, when it is started."""
     try:
-        prompts = job.work.prompts(tokenizer, most)
+        prompts = job.work.prompts()
         compact = tuple(_compact(tokenizer, prompt, job.work.keeps_text) for prompt in prompts)
     except Exception:  # noqa: BLE001
         return job
-    return dataclasses.replace(job, prompts=compact, work=dataclasses.replace(job.work, prompts=lambda *_: compact))
+    return dataclasses.replace(job, prompts=compact, work=dataclasses.replace(job.work, prompts=lambda: compact))
 
 
 def _compact(tokenizer: Tokenizer | None, prompt: Prompt, keeps_text: bool) -> dict[str, Any]:

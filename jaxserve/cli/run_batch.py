@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from tqdm import tqdm
 
+from jaxserve.batch.endpoints import Model
 from jaxserve.batch.flight import Flight, tokenizer_of
 from jaxserve.batch.job import Reader, jobs
 from jaxserve.batch.lines import Line, read_lines
@@ -85,13 +86,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def model_of(llm: "LLM", served: Sequence[str]) -> Model:
+    """What request bodies are read for."""
+    tokenizer = tokenizer_of(llm)
+    return Model(
+        names=served,
+        tokenizer=tokenizer,
+        dialect=Dialect.of(tokenizer),
+        max_model_len=llm.max_model_len,
+        embedding_size=llm.embedding_size,
+    )
+
+
 def answer_lines(
     llm: "LLM", todo: Iterator[Line], served: Sequence[str], results: BinaryIO, num_left: int, progress: bool
 ) -> str:
     """Answer every line; returns a sentence that sums it up."""
     start_s = time.perf_counter()
     num_errors = num_tokens = num_prompt = num_cached = 0
-    items = jobs(todo, Reader(served=served, dialect=Dialect.of(tokenizer_of(llm))))
+    items = jobs(todo, Reader(model=model_of(llm, served)))
     is_planned = llm.config.scheduling_policy == "batchllm" and llm.config.enable_prefix_caching
     if is_planned:
         items = planned(llm, items, lambda text: tqdm.write(text, file=sys.stderr))

@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     if not server_options.keys() & {"api_key", "api_key_file"}:
         server_options["api_key"] = api_keys_of_environment()
     config, options = ServerConfig(**server_options), engine_options(args, DEFAULTS)
+    if config.log_format == "json":
+        options.setdefault("progress", False)  # what is no line of JSON has no place among them
     join_processes(args)
     find_folder(args.model, options.get("load_format", "auto"))  # a mistake in the name is told before jax is loaded
     try:

@@ -8,7 +8,7 @@ from pydantic import Field
 from jaxserve.openai.constraint import GuidedFields, ResponseFormat, only_one
 from jaxserve.openai.envelope import dumps, envelope, usage
 from jaxserve.openai.errors import ApiError
-from jaxserve.openai.fields import NEUTRAL, MetaFields, SamplingFields, StreamOptions
+from jaxserve.openai.fields import NEUTRAL, JsonObject, MetaFields, SamplingFields, StreamOptions
 from jaxserve.openai.logprobs import Table, chat_logprobs, prompt_logprobs
 from jaxserve.openai.messages import Message
 from jaxserve.openai.reader import News, Reader, Thought
@@ -44,7 +44,7 @@ class ChatBody(SamplingFields, MetaFields, GuidedFields):
     stream_options: StreamOptions | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
     reasoning_effort: Annotated[str, Field(max_length=64)] | None = None
     include_reasoning: bool = True
     return_token_ids: bool = False

@@ -1,18 +1,26 @@
 """What an answer must look like: OpenAI's `response_format`, vLLM's `structured_outputs` and its older `guided_*`."""
 
-from typing import Any, Literal
+import re
+from typing import Any, Literal, NamedTuple
 
 from jaxserve.openai.errors import ApiError
-from jaxserve.openai.fields import Body
+from jaxserve.openai.fields import Body, JsonObject
 
 Constraint = dict[str, Any]  # what SamplingParams.structured_outputs takes
+
+
+class Asked(NamedTuple):
+    """A constraint, and the field that asked for it."""
+
+    field: str
+    constraint: Constraint
 
 
 class ResponseFormat(Body):
     """Chat's form; `json_schema` holds `name`, `schema` and `strict`."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonObject | None = None
 
     def constraint(self) -> Constraint | None:
         """None: anything goes.
@@ -28,7 +36,7 @@ class ResponseFormat(Body):
 class GuidedFields(Body):
     """How vLLM asked for a form before `structured_outputs`."""
 
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: JsonObject | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
@@ -56,8 +64,8 @@ def schema_in(holder: dict[str, Any], where: str) -> dict[str, Any]:
     return schema
 
 
-def only_one(**given: Constraint | None) -> Constraint | None:
-    """The constraint that was given, by the name of its field.
+def only_one(**given: Constraint | None) -> Asked | None:
+    """The constraint that was given.
 
     Raises:
       ApiError: there are several.
@@ -66,4 +74,9 @@ def only_one(**given: Constraint | None) -> Constraint | None:
     if len(found) > 1:
         names = " and ".join(sorted(found))
         raise ApiError(f"{names} cannot be obeyed together; give one", param=max(found))
-    return next(iter(found.values()), None)
+    return next((Asked(name, value) for name, value in found.items()), None)
+
+
+def told_with(error: str, field: str) -> ApiError:
+    """What is wrong with a constraint, told with the field that it came from."""
+    return ApiError(re.sub(r"structured_outputs(\.\w+)?", field, error, count=1), param=field)

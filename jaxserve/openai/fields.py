@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxserve.config import nearest
@@ -37,6 +37,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 Ids = list[int]
+
+
+def _finite_inside(value: dict[str, Any]) -> dict[str, Any]:
+    """Python reads NaN and numbers beyond float64, but JSON cannot tell them again."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("it holds a number that is not finite") from None
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_finite_inside)]  # of any content
 Seconds = float
 
 
@@ -99,7 +111,7 @@ class SamplingFields(Body):
     allowed_token_ids: Ids | None = None
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
-    structured_outputs: dict[str, Any] | None = None
+    structured_outputs: JsonObject | None = None
 
     def sampling_params(self, **more: Any) -> SamplingParams:
         """The sampling options of the body, with some replaced.

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from jaxserve.openai.constraint import Constraint, GuidedFields, only_one, schema_in
 from jaxserve.openai.errors import ApiError
-from jaxserve.openai.fields import NEUTRAL, Body, MetaFields, SamplingFields
+from jaxserve.openai.fields import NEUTRAL, Body, JsonObject, MetaFields, SamplingFields
 from jaxserve.openai.messages import Message
 from jaxserve.openai.response_items import AnyItem, messages_of
 from jaxserve.openai.tools.choice import (
@@ -54,7 +54,7 @@ class TextFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
-    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    json_schema: Annotated[JsonObject | None, Field(alias="schema")] = None
     description: str | None = None
     strict: bool | None = None
 
@@ -129,7 +129,7 @@ class ResponseBody(SamplingFields, MetaFields, GuidedFields):
     top_logprobs: int | None = None
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
 
     @property
     def wants_logprobs(self) -> bool:

@@ -5,9 +5,15 @@ from typing import Any
 
 from pydantic import model_validator
 
+from jaxserve.openai.chat import ChatBody
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.fields import Body
+from jaxserve.openai.messages import Message
+from jaxserve.openai.tools.choice import Tool
+from jaxserve.openai.turn import Dialect
 from jaxserve.tokenizer import Tokenizer
+
+_ENDS = ("add_generation_prompt", "continue_final_message")
 
 
 class TokenizeBody(Body):
@@ -16,11 +22,12 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: list[Message] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
     return_token_strs: bool = False
-    tools: list[dict[str, Any]] | None = None
+    continue_final_message: bool = False
+    tools: list[Tool] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -29,19 +36,24 @@ class TokenizeBody(Body):
             raise ValueError("give either prompt or messages")
         if self.messages is None and (self.tools is not None or self.chat_template_kwargs is not None):
             raise ValueError("tools and chat_template_kwargs are for messages")
+        if self.messages is None and self.continue_final_message:
+            raise ValueError("continue_final_message is for messages")
         return self
 
-    def tokens(self, tokenizer: Tokenizer) -> list[int]:
-        """The ids.
+    def tokens(self, tokenizer: Tokenizer, dialect: Dialect) -> list[int]:
+        """The ids. Those of a conversation are what /v1/chat/completions would give to the model.
 
         Raises:
-          JaxserveError: the chat template refuses the messages, or there is none.
+          ApiError, JaxserveError: the chat template refuses the messages, or there is none.
         """
         if self.prompt is not None:
             return tokenizer.encode(self.prompt, add_special_tokens=self.add_special_tokens is not False)
-        variables = {"add_generation_prompt": self.add_generation_prompt, "tools": self.tools}
-        text = tokenizer.apply_chat_template(self.messages or [], **(variables | (self.chat_template_kwargs or {})))
-        return tokenizer.encode(text, add_special_tokens=bool(self.add_special_tokens))
+        names = self.model_fields_set & {"messages", "tools", "chat_template_kwargs", *_ENDS}
+        chat = ChatBody(**{name: getattr(self, name) for name in names})
+        made = chat.turn(dialect).prompt(tokenizer)
+        if self.add_special_tokens:
+            return tokenizer.encode(made["prompt"])
+        return made["prompt_token_ids"]
 
 
 class DetokenizeBody(Body):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxserve.errors import CheckpointError
-from jaxserve.openai.constraint import Constraint
+from jaxserve.openai.constraint import Asked, told_with
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.messages import Message, for_template
 from jaxserve.openai.reader import Reader
@@ -51,6 +51,7 @@ class Turn:
     reasoning: str | None = None  # the parser of thoughts
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the chat template
     continues: bool = False  # the last message is the beginning of the answer
+    form: str = ""  # the field that says what the answer must look like
 
     def prompt(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """The prompt for the engine. May take some time.
@@ -89,7 +90,7 @@ def turn_of(
     dialect: Dialect,
     messages: Sequence[Message],
     tools: ToolUse,
-    asked: Constraint | None,
+    asked: Asked | None,
     *,
     sampling: Callable[..., SamplingParams],
     variables: Mapping[str, Any] | None = None,
@@ -118,14 +119,22 @@ def turn_of(
         if "reasoning_effort" not in dialect.template:
             raise ApiError("this model knows no reasoning_effort", param="reasoning_effort")
         variables["reasoning_effort"] = effort
-    constraint = asked if tools.schema is None else {"json": tools.schema, "whitespace_pattern": " ?"}
-    reasoning = dialect.reasoning_parser if constraint is None else None  # a form is obeyed from the first token on
-    more: dict[str, Any] = {} if constraint is None else {"structured_outputs": constraint}
+    if tools.schema is not None:
+        asked = Asked("tools", {"json": tools.schema, "whitespace_pattern": " ?"})
+    reasoning = dialect.reasoning_parser if asked is None else None  # a form is obeyed from the first token on
+    more: dict[str, Any] = {} if asked is None else {"structured_outputs": asked.constraint}
     if dialect.has_special_tags and (tools.is_auto or reasoning is not None):
         more["skip_special_tokens"] = False
+    try:
+        params = sampling(**more)
+    except ApiError as error:
+        raise (
+            told_with(error.message, asked.field) if asked and error.param == "structured_outputs" else error
+        ) from None
     return Turn(
         messages=for_template(messages),
-        params=sampling(**more),
+        params=params,
+        form="" if asked is None else asked.field,
         tools=tools,
         reasoning=reasoning,
         variables=variables | {"add_generation_prompt": generate},

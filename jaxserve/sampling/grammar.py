@@ -1,7 +1,7 @@
 """Grammars that answers must follow, through `llguidance`: compiled from what users give, then asked before every token
 which ones may come next.
 
-Compiling may take seconds and belongs into a thread of its own. A `Guide` is asked by the engine's thread in every step, so
+Compiling may take seconds and has a thread of its own. A `Guide` is asked by the engine's thread in every step, so
 what it may cost is bounded, and whoever costs more ends.
 """
 
@@ -12,6 +12,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -19,41 +22,78 @@ from jaxserve.errors import RequestError
 from jaxserve.sampling.trial import Trials, limits
 from jaxserve.structured import StructuredOutputsParams
 
-_KEPT = 64  # compiled grammars
+T = TypeVar("T")
+
+_KEPT = 64  # grammars
 _FREE_S = 2.0  # CPU time that an answer's masks may take in all, beside what each token may
 _TOKEN_S = 0.01
 
 
+_WAITS = ContextVar("waits", default=True)
+
+
+class Compiling(Exception):  # noqa: N818  nothing is wrong
+    """A grammar is not there yet; when `done` is, ask again."""
+
+    def __init__(self, done: "Future[Compiled | RequestError]"):
+        super().__init__("a grammar is being compiled")
+        self.done = done
+
+
+def without_waiting(work: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Call `work`. If it needs a grammar that has to be compiled first, Compiling is raised, and no thread waits for it:
+    there are few, and others need them."""
+    token = _WAITS.set(False)
+    try:
+        return work(*args, **options)
+    finally:
+        _WAITS.reset(token)
+
+
 class Grammars:
-    """The grammars of one model. Any thread may compile."""
+    """The grammars of one model, compiled one after the other in a thread of their own. Any thread may ask."""
 
     def __init__(self, tokenizer_json: Callable[[], str], vocab_size: int, eos_token_ids: tuple[int, ...]):
         """`tokenizer_json`: the text of the model's `tokenizer.json`, asked for when it is needed first."""
         self._tokenizer_json = tokenizer_json
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
-        self._lock = threading.Lock()
         self._tokens: _Tokens | None = None
-        self._kept: OrderedDict[StructuredOutputsParams, Compiled] = OrderedDict()  # least recently used first
+        self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-grammar")
+        self._lock = threading.Lock()
+        # Least recently used first; those that were refused, too: to be sent again must not cost the same again.
+        self._kept: OrderedDict[StructuredOutputsParams, Future[Compiled | RequestError]] = OrderedDict()
 
     def compile(self, params: StructuredOutputsParams) -> "Compiled":
         """The grammar of what was asked for; one that was compiled before costs nothing.
 
         Raises:
           RequestError: it is no schema, expression or grammar, uses what is not supported, or is too costly.
+          Compiling: it is not there yet, and the caller does not wait (`without_waiting`).
         """
         with self._lock:
-            if params in self._kept:
-                self._kept.move_to_end(params)
-                return self._kept[params]
-            if self._tokens is None:
-                self._tokens = _tokens(self._tokenizer_json(), self._vocab_size, self._eos_token_ids)
-        compiled = _compile(params, self._tokens)
-        with self._lock:
-            self._kept[params] = compiled
+            made = self._kept.pop(params, None) or self._compiler.submit(self._compile, params)
+            self._kept[params] = made
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-        return compiled
+        if not made.done() and not _WAITS.get():
+            raise Compiling(made)
+        found = made.result()
+        if isinstance(found, RequestError):
+            raise RequestError(str(found))  # a new one: each that is raised keeps hold of where
+        return found
+
+    def _compile(self, params: StructuredOutputsParams) -> "Compiled | RequestError":
+        try:
+            if self._tokens is None:
+                self._tokens = _tokens(self._tokenizer_json(), self._vocab_size, self._eos_token_ids)
+            return _compile(params, self._tokens)
+        except RequestError as refusal:
+            return refusal.with_traceback(None)
+        except BaseException:  # no fault of the grammar's, such as a process that cannot be started
+            with self._lock:
+                self._kept.pop(params, None)
+            raise
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -26,11 +26,10 @@ _MAX_STATES = 25_000  # of the automaton; each takes 1 or 2 kB, in every answer 
 
 
 class Trials:
-    """The other process. It is started when it is needed first, and again when a trial has cost it. Any thread may call."""
+    """The other process. It is started when it is needed first, and again when a trial has cost it. One thread calls."""
 
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_token_ids: tuple[int, ...]):
         self._hello = {"tokenizer": tokenizer_json, "vocab_size": vocab_size, "ends": list(eos_token_ids)}
-        self._lock = threading.Lock()  # one trial at a time
         self._process: list[subprocess.Popen[bytes]] = []  # one, or none
         weakref.finalize(self, _stop, self._process)
 
@@ -40,8 +39,7 @@ class Trials:
         Raises:
           ValueError: what is wrong with it, in the library's words.
         """
-        with self._lock:
-            answer = self._ask({"form": form, "text": text})
+        answer = self._ask({"form": form, "text": text})
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer["grammar"]

@@ -49,7 +49,7 @@ class Access:
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._begin(visit, message)
+                message = self._begin(visit, message)
             elif not message.get("more_body"):
                 visit.is_whole = True
             await send(message)
@@ -65,14 +65,14 @@ class Access:
         finally:
             self._end(visit, scope)
 
-    def _begin(self, visit: Visit, message: Message) -> None:
+    def _begin(self, visit: Visit, message: Message) -> Message:
         visit.status = message["status"]
         headers = [(b"x-request-id", visit.request_id.encode()), *message.get("headers", ())]
-        message["headers"] = headers
         visit.is_stream = any(
             name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
         )
         self._traffic.num_streams += visit.is_stream
+        return {**message, "headers": headers}  # a new one: all streams begin with the same
 
     def _end(self, visit: Visit, scope: Scope) -> None:
         visit.has_ended = True

@@ -89,7 +89,9 @@ class BatchStore:
         folder.mkdir(exist_ok=True)
         self._batches: dict[str, Batch] = {}
         for path in folder.iterdir():
-            if _ID.fullmatch(path.name) and (path / "state.json").exists():
+            if not _ID.fullmatch(path.name):
+                continue  # not ours
+            if (path / "state.json").exists():
                 (path / f"state.json{UNFINISHED}").unlink(missing_ok=True)
                 batch = Batch(**json.loads((path / "state.json").read_bytes()))
                 self._batches[path.name] = batch
@@ -103,7 +105,12 @@ class BatchStore:
         """A new batch of the requests in a file."""
         batch = Batch(batch_id=new_id(PREFIX), created_at=time.time(), **facts)
         self.folder(batch).mkdir()
-        os.link(source, self.input(batch))
+        try:
+            os.link(source, self.input(batch))
+        except FileNotFoundError:
+            raise
+        except OSError:  # a disk that knows no second names
+            shutil.copyfile(source, self.input(batch))
         self.save(batch)
         sync(self._folder)
         with self._lock:
@@ -120,9 +127,9 @@ class BatchStore:
         with self._saving:
             if batch.status not in before:
                 return False
-            batch.status = to
-            batch.times[f"{to}_at"] = time.time()
-            self._write(batch)
+            times = batch.times | {f"{to}_at": time.time()}
+            self._write(dataclasses.replace(batch, status=to, times=times))  # nobody is told what is not on disk
+            batch.status, batch.times = to, times
         return True
 
     def _write(self, batch: Batch) -> None:

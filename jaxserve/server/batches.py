@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from jaxserve.batch.endpoints import ENDPOINTS
+from jaxserve.batch.endpoints import ENDPOINTS, Model
 from jaxserve.batch.job import Reader
 from jaxserve.errors import UnavailableError
 from jaxserve.openai.batch import BatchBody
@@ -138,8 +138,7 @@ class Batches:
             files=self._files,
             lane=lane,
             reader=Reader(
-                served=state.model_names,
-                dialect=state.dialect,
+                model=model_of(state),
                 endpoints=(batch.endpoint,),
                 own=lambda meta: owned(batch.meta | meta, Caller(batch.client), isolate=config.isolate_clients),
             ),
@@ -166,6 +165,17 @@ class Batches:
         if batch.status == "cancelling":
             return "cancelled"
         return "expired" if time.time() >= batch.expires_at else ""
+
+
+def model_of(state: ServerState) -> Model:
+    """What request bodies are read for."""
+    return Model(
+        names=state.model_names,
+        tokenizer=state.tokenizer,
+        dialect=state.dialect,
+        max_model_len=state.ready_engine.max_model_len,
+        embedding_size=state.ready_engine.embedding_size,
+    )
 
 
 async def _in_thread(run: Run, name: str) -> None:

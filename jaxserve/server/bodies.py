@@ -39,7 +39,8 @@ def documents(model: type[BaseModel], answer: dict[str, Any] | None = None, *, s
     body = {"application/json": {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}}
     content: dict[str, Any] = {"application/json": {"schema": answer or {"type": "object"}}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}  # of each of them
+        content["text/event-stream"] = {"schema": event}
     return {
         "requestBody": {"required": True, "content": body},
         "responses": {"200": {"description": "The answer", "content": content}},

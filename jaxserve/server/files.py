@@ -18,7 +18,7 @@ from jaxserve.server.folder import UNFINISHED, new_id, publish, sync, write_json
 
 PREFIX = "file-"
 BATCH, BATCH_OUTPUT = "batch", "batch_output"  # purposes
-_ID = re.compile(r"file-[0-9a-f]{32}")
+_OURS = re.compile(rf"(?P<id>file-[0-9a-f]{{32}})\.(data|json)(?P<part>{re.escape(UNFINISHED)})?")
 _PIECE = 1 << 20  # bytes that are in memory at a time
 _MOST_FILES = 10_000  # of a client
 
@@ -72,16 +72,18 @@ class FileStore:
         self._adding = threading.Lock()  # so that two files cannot take the same room
         folder.mkdir(exist_ok=True)
         self._files = {file.file_id: file for file in sorted(self._read(), key=lambda file: file.created_s)}
-        for path in folder.iterdir():  # what a killed server has left
-            if path.name.endswith(UNFINISHED) or path.stem not in self._files:
+        for path in folder.iterdir():  # what a killed server has left; nothing else is touched
+            found = _OURS.fullmatch(path.name)
+            if found and (found["part"] or found["id"] not in self._files):
                 path.unlink()
 
     def _read(self) -> list[StoredFile]:
         found = list[StoredFile]()
         for path in self._folder.glob("*.json"):
-            file = StoredFile(**json.loads(path.read_bytes()))
-            if _ID.fullmatch(path.stem) and file.file_id == path.stem and self.path(file).exists():
-                found.append(file)
+            if _OURS.fullmatch(path.name):
+                file = StoredFile(**json.loads(path.read_bytes()))
+                if file.file_id == path.stem and self.path(file).exists():
+                    found.append(file)
         return found
 
     def add(

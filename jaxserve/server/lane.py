@@ -42,6 +42,11 @@ class Share:
         self.num_lanes = 0
         self.num_taken = 0  # requests of batches under way
 
+    @property
+    def has_company(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return self._engine.num_unfinished > self.num_taken
+
     def room(self) -> int:
         """Requests that one batch may have under way now; one, however much others want."""
         others = self._engine.num_unfinished - self.num_taken
@@ -80,9 +85,11 @@ class Lane:
 
     def room(self) -> int:
         """How many requests may be under way now. None more while a step's worth of prompts is to be computed: whoever
-        comes now would have to wait until that is done."""
+        comes now would have to wait until that is done. Beside others, one prompt at a time: each makes a step of theirs
+        longer."""
         waiting = sum(list(self._unread.values()))
-        return 0 if waiting >= (self.config.max_num_batched_tokens or _UNKNOWN_BUDGET) else self._share.room()
+        most = 1 if self._share.has_company else self.config.max_num_batched_tokens or _UNKNOWN_BUDGET
+        return 0 if waiting >= most else self._share.room()
 
     def check(self) -> None:
         """Raises StoppedError if the batch must end."""

@@ -5,11 +5,17 @@ from collections import deque
 from typing import Any
 
 from jaxserve.clock import Clock
+from jaxserve.openai import chat, completion, embedding, responses
 from jaxserve.output import RequestOutput
 from jaxserve.stream import Stream
 
-# What came by which route, told by the beginning of its id: OpenAI's prefixes.
-_KINDS = {"cmpl": "completions", "chatcmpl": "chat", "resp": "responses", "embd": "embeddings"}
+# By the beginning of a request's id, which tells the route that it came by. Others are shown as they are: score, batch.
+_KINDS = {
+    completion.PREFIX: "completions",
+    chat.PREFIX: "chat",
+    responses.PREFIX: "responses",
+    embedding.PREFIX: "embeddings",
+}
 
 
 @dataclasses.dataclass(slots=True)

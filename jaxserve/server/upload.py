@@ -60,6 +60,7 @@ async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
 
 
 FORM: dict[str, Any] = {
+    "responses": {"415": {"description": "The body is no form."}},
     "requestBody": {
         "required": True,
         "content": {
@@ -76,5 +77,5 @@ FORM: dict[str, Any] = {
                 }
             }
         },
-    }
+    },
 }

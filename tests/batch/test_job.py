@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxserve.batch.endpoints import Model
 from jaxserve.batch.job import Reader, parse_job
 from jaxserve.batch.lines import parse_line
 from jaxserve.openai.errors import ApiError
@@ -11,7 +12,8 @@ from jaxserve.openai.turn import Dialect
 from jaxserve.request import SamplingParams
 from tests.cli.fake_llm import ByteTokenizer
 
-READER = Reader(served=["tiny"], dialect=Dialect())
+MODEL = Model(names=["tiny"], tokenizer=ByteTokenizer(), dialect=Dialect(), max_model_len=100, embedding_size=2)
+READER = Reader(model=MODEL)
 
 
 def job_of(url="/v1/completions", **body):
@@ -36,8 +38,8 @@ def embedding(**body):
     [("x", ["x"]), (["x", "y"], ["x", "y"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
 def test_a_prompt_may_be_text_or_token_ids_one_or_many(prompt, prompts):
-    assert completion(prompt=prompt).work.prompts(None, 100) == prompts
-    assert embedding(input=prompt).work.prompts(None, 100) == prompts
+    assert completion(prompt=prompt).work.prompts() == prompts
+    assert embedding(input=prompt).work.prompts() == prompts
 
 
 def test_completion_options_become_sampling_params():
@@ -59,7 +61,7 @@ def test_chat_logprobs_are_a_switch_and_a_number():
 
 def test_text_parts_of_a_message_are_joined():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    (prompt,) = chat(messages=[{"role": "user", "content": parts}]).work.prompts(ByteTokenizer(), 100)
+    (prompt,) = chat(messages=[{"role": "user", "content": parts}]).work.prompts()
     assert prompt["prompt"] == "<user>a\nb"
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from jaxserve.batch.job import Reader, parse_job
 from jaxserve.batch.plan import planned
+from jaxserve.cli.run_batch import model_of
 from jaxserve.openai.errors import ApiError
-from jaxserve.openai.turn import Dialect
 from tests.cli.fake_llm import FakeEngine, FakeLLM
 from tests.cli.test_run_batch import by_id, line, say
 
@@ -111,7 +111,7 @@ def test_chats_embeddings_several_prompts_and_answers_are_planned_too(batch, fak
 def items_of(lines):
     for number, text in enumerate(lines, start=1):
         raw = json.loads(text)
-        yield number, raw["custom_id"], parse_job(raw, Reader(served=["m"], dialect=Dialect()))
+        yield number, raw["custom_id"], parse_job(raw, Reader(model=model_of(FakeLLM("m"), ["m"])))
 
 
 def test_a_large_batch_is_planned_part_by_part():

@@ -33,6 +33,8 @@ class ByteTokenizer:
 class FakeEngine:
     """`num_steps` and `max_seen` tell a test how well the engine was kept busy."""
 
+    max_model_len = 1 << 20
+
     def __init__(self, max_num_seqs):
         self.max_num_seqs = max_num_seqs
         self.running = {}
@@ -93,6 +95,8 @@ class FakeLLM:
     """Records the last one made, so that a test can look at it."""
 
     last = None
+    max_model_len = MAX_TOKENS
+    embedding_size = 2
 
     def __init__(self, model, **options):
         self.model = model

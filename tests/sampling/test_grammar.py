@@ -4,6 +4,7 @@ What happens to a guided answer on its way (preemption, swaps, failing steps) is
 `tests/test_structured.py`.
 """
 
+import asyncio
 import dataclasses
 import json
 import random
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxserve import LLM, SamplingParams
+from jaxserve import LLM, AsyncEngine, SamplingParams
 from jaxserve.errors import RequestError
 from jaxserve.intake import Intake
 from jaxserve.sampling import grammar
@@ -181,7 +182,6 @@ def test_answers_do_not_depend_on_overlap_or_on_the_prefix_cache(options: dict[s
     "options",
     [
         {"swap_space": 0.01, "preemption_mode": "swap"},
-        {"tensor_parallel_size": 2},
         {"data_parallel_size": 2, "tensor_parallel_size": 2},
     ],
     ids=str,
@@ -275,6 +275,50 @@ def test_compiled_grammars_are_kept(grammars: grammar.Grammars):
     for number in range(grammar._KEPT):
         grammars.compile(StructuredOutputsParams(choice=[f"{number}"]))
     assert grammars.compile(StructuredOutputsParams(choice=["a", "b"])) is not first
+
+
+def test_who_was_refused_is_refused_again_at_no_cost(grammars: grammar.Grammars):
+    costly = StructuredOutputsParams(regex="ab{1000000000}")
+    with pytest.raises(RequestError):
+        grammars.compile(costly)
+    started_s = time.perf_counter()
+    with pytest.raises(RequestError, match="too complex"):
+        grammars.compile(costly)
+    assert time.perf_counter() - started_s < 0.05
+
+
+def test_what_fails_for_another_reason_is_tried_again(grammars: grammar.Grammars, monkeypatch: pytest.MonkeyPatch):
+    def no_process(self: Any, form: str, text: str) -> str:
+        raise OSError("no process can be started")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grammar.Trials, "run", no_process)
+        with pytest.raises(OSError, match="no process"):
+            grammars.compile(StructuredOutputsParams(regex="[a-z]{7}"))
+    grammars.compile(StructuredOutputsParams(regex="[a-z]{7}"))
+
+
+def test_others_need_no_thread_to_wait_for_a_grammar(grammars: grammar.Grammars):
+    """A request with a hostile grammar, and after it more with good ones than there are threads."""
+
+    async def ask() -> tuple[Any, float]:
+        engine = AsyncEngine.__new__(AsyncEngine)  # `prepare` needs no model
+        wanted = [StructuredOutputsParams(regex="ac{1000000000}")]
+        wanted += [StructuredOutputsParams(regex=f"[0-9]{{{number}}}") for number in range(1, 50)]
+        asked = [asyncio.ensure_future(engine.prepare(grammars.compile, one)) for one in wanted]
+        await asyncio.sleep(0.05)
+        asked[7].cancel()
+        started_s = time.perf_counter()
+        await asyncio.to_thread(lambda: None)
+        free_s = time.perf_counter() - started_s
+        assert not any(one.done() for one in asked[:7])
+        return await asyncio.gather(*asked, return_exceptions=True), free_s
+
+    found, free_s = asyncio.run(ask())
+    assert isinstance(found[0], RequestError)
+    assert isinstance(found[7], asyncio.CancelledError)
+    assert all(isinstance(one, grammar.Compiled) for one in found[1:7] + found[8:])
+    assert free_s < 0.2, "threads wait"
 
 
 def test_guides_of_one_grammar_do_not_see_each_other(llm: LLM, grammars: grammar.Grammars):

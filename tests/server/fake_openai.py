@@ -96,7 +96,7 @@ class FakeOpenAI:
         return EventStream(self._frames(said, choice), done=b"" if said == "cut" else DONE)
 
     async def _frames(self, said: str, choice: Callable[[str], dict[str, Any]]) -> AsyncIterator[bytes]:
-        text, size, wait_s = _SCRIPTS.get(said, (f"You said: {said}", 4, 0.03))
+        text, size, wait_s = _SCRIPTS.get(said, (f"You said: {said}", 4, 0.01))
         pieces = [text[begin : begin + size] for begin in range(0, len(text), size)]
         if said == "think":
             yield _chunk({"delta": {"reasoning_content": "Hm, "}})

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from jaxserve.errors import DeviceError
 from jaxserve.intake import Intake
 from jaxserve.output import CompletionOutput, Event, RequestMetrics, RequestOutput
 from jaxserve.request import Request
@@ -20,6 +21,7 @@ class ScriptedEngine:
     def __init__(self, tokenizer: Tokenizer):
         self.script: Sequence[str] = ()
         self.finish_reason = "stop"
+        self.error: str | None = None  # of the last event
         self.requests: list[Request] = []
         self.intake = Intake(tokenizer, (), lambda request: None, vocab_size=1024)
         self.listeners: list[Any] = []
@@ -42,6 +44,8 @@ class ScriptedEngine:
         while await stream.take():
             pass
         assert stream.output is not None
+        if stream.output.error:
+            raise DeviceError(stream.output.error)
         return stream.output
 
     async def _speak(self, stream: Stream, output: RequestOutput) -> None:
@@ -51,5 +55,6 @@ class ScriptedEngine:
             answer.text += text
             answer.token_ids.append(number)
             output.finished = number == len(self.script)
+            output.error = self.error if output.finished else None
             answer.finish_reason = self.finish_reason if output.finished else None
             stream.push([Event(stream.request_id, 0, text, (number,), answer.finish_reason, output)])

@@ -89,6 +89,14 @@ def test_an_answer_has_one_line_that_says_what_it_took(client, lines):
     assert 0 < line["first_token_s"] < line["seconds"]
 
 
+def test_streams_have_ids_of_their_own(client, lines):
+    """Their first messages are one and the same object."""
+    for name in ("first", "second"):
+        response = client.post("/v1/completions", json=BODY | {"stream": True}, headers={"x-request-id": name})
+        assert response.headers.get_list("x-request-id") == [name]
+    assert [line["request_id"] for line in lines(2)] == ["first", "second"]
+
+
 def test_a_stream_has_its_line_at_its_end(client, lines):
     with client.stream("POST", "/v1/completions", json=BODY | {"stream": True, "n": 2}) as stream:
         assert stream.headers["x-request-id"]
@@ -171,7 +179,7 @@ def test_no_route_logs_or_counts_what_it_was_sent(client, logged):
                 headers = {"content-type": "application/json", "x-client": SECRET[:5], "x-secret": SECRET}
                 try:
                     client.request(method, f"{where}?q={SECRET}", content=body, headers=headers, timeout=30)
-                except httpx.RemoteProtocolError:
+                except (httpx.RemoteProtocolError, httpx.ReadError):  # by how far it had come when it was closed
                     assert path == "/fail-later"
     log = stream.getvalue()
     assert {"/v1/completions", "/metrics", "/fail"} <= paths.keys()

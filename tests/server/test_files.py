@@ -203,15 +203,17 @@ def test_expired_files_are_gone_and_a_killed_upload_leaves_nothing(tmp_path):
     now[0] += 59
     later = first.add(io.BytesIO(b"b"), client="c", filename="f", purpose="batch")
     (tmp_path / "files" / f"{later.file_id}.json").unlink()  # killed before the description was written
-    (tmp_path / "files" / "file-x.data.part").write_bytes(b"torn")
+    (tmp_path / "files" / f"{later.file_id}.json.part").write_bytes(b"torn")
+    (tmp_path / "files" / "thesis.txt").write_bytes(b"only copy")  # not ours
     second = store()
     assert second.of("c") == [kept]
-    assert {path.name for path in (tmp_path / "files").iterdir()} == {f"{kept.file_id}.data", f"{kept.file_id}.json"}
+    there = {path.name for path in (tmp_path / "files").iterdir()}
+    assert there == {f"{kept.file_id}.data", f"{kept.file_id}.json", "thesis.txt"}
     now[0] += 2
     with pytest.raises(ApiError, match="no file"):
         second.get("c", kept.file_id)
     second.sweep()
-    assert list((tmp_path / "files").iterdir()) == []
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["thesis.txt"]
 
 
 def test_what_is_on_disk_is_json_that_people_can_read(server, alice):

@@ -113,10 +113,18 @@ def test_vllms_forms(client, form):
     assert answer.message.content.strip('"') in ("yes", "no")
 
 
-def test_a_schema_that_is_none_is_told(client):
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such type"}}}
-    with pytest.raises(openai.BadRequestError):
+@pytest.mark.parametrize("schema", [{"type": "no such type"}, {"$ref": "#/$defs/none"}, {"not": {}}])
+def test_a_schema_that_cannot_be_followed_is_told_with_its_field(client, schema):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="response_format") as caught:
         client.chat.completions.create(**ASKED, response_format=form)
+    assert caught.value.param == "response_format"
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}, "required": ["a"]}}}
+    ]
+    with pytest.raises(openai.BadRequestError, match="tools") as caught:
+        client.chat.completions.create(**ASKED, tools=tools, tool_choice="required")
+    assert caught.value.param == "tools"
 
 
 def test_responses_make_calls_and_keep_to_forms(client):

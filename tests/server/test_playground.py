@@ -1,6 +1,7 @@
 """The page at `/` in a real browser, against a pretend server for odd cases and a real one for the plain one."""
 
 import json
+import re
 import time
 
 import chromium
@@ -100,9 +101,10 @@ def test_an_answer_streams_in_and_tells_how_fast_it_was(page, fake):
     assert page.run(f"{LAST}.getAttribute('aria-busy')") == "true"
     page.press("Escape")
     page.until(IDLE)
+    assert re.fullmatch(r"about \d+ tokens · [\d.]+ tokens/s · first after [\d.]+ m?s · stopped", page.text(".facts"))
     assert ask(page, "hello") == "You said: hello"
     facts = page.text(".answer:last-of-type .facts")
-    for part in ("4 tokens", "tokens/s", "first after", "32 of 40 prompt tokens cached"):
+    for part in ("4 tokens", "first after", "32 of 40 prompt tokens cached"):
         assert part in facts
 
 
@@ -114,7 +116,7 @@ def test_stop_ends_the_answer_here_and_on_the_server(page, fake):
     kept = page.text(".answer .blocks")
     assert kept.startswith("word word")
     assert "stopped" in page.text(".answer .facts")
-    end_s = time.monotonic() + 5
+    end_s = time.monotonic() + 10
     while fake.num_left == 0 and time.monotonic() < end_s:
         time.sleep(0.02)
     assert fake.num_left == 1
@@ -190,6 +192,11 @@ def test_the_end_of_an_answer_is_followed_unless_the_reader_scrolls_up(page):
     log = "document.getElementById('log')"
     rest = f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight"
     page.until(f"{log}.scrollHeight > {log}.clientHeight + 200 && {rest} < 40")
+    page.run(  # as in a slow browser: text comes between our own move down and the event that tells of it
+        f"""document.querySelector(".answer .text").append("\\n".repeat(20));
+        {log}.dispatchEvent(new Event("scroll"))"""
+    )
+    page.until(f"{rest} < 40")
     page.run(f"{log}.scrollTop = 50")
     size = len(page.text(".answer .blocks"))
     page.until(f"{LAST}.textContent.length > {size + 100}")
@@ -283,7 +290,7 @@ def test_gauges_move_and_the_line_grows(page, fake):
     seen = {page.text("#rate")}
     points = "document.querySelector('#spark .line').getAttribute('d').split(/[ML]/).length"
     before = page.run(points)
-    end_s = time.monotonic() + 6
+    end_s = time.monotonic() + 20
     while len(seen) < 3 and time.monotonic() < end_s:
         time.sleep(0.2)
         seen.add(page.text("#rate"))
@@ -299,13 +306,12 @@ def test_nothing_is_read_while_nobody_looks(page, fake):
       document.dispatchEvent(new Event("visibilitychange"));
     }"""
     page.run(f"({hide})(true)")
-    time.sleep(0.1)  # a reading under way may end
+    page.run("fetch('stats').then((answer) => answer.text())")  # a reading under way has ended by then
     before = fake.num_stats
     time.sleep(1.5)
     assert fake.num_stats == before
     page.run(f"({hide})(false)")
-    page.until("true")
-    end_s = time.monotonic() + 2
+    end_s = time.monotonic() + 10
     while fake.num_stats == before and time.monotonic() < end_s:
         time.sleep(0.02)
     assert fake.num_stats > before
@@ -456,9 +462,8 @@ def test_a_real_answer_is_the_models_and_its_request_is_listed(real, server):
     with client:
         answer = client.chat.completions.create(model="tiny", messages=asked, temperature=0, max_tokens=256)
     assert text == answer.choices[0].message.content
-    real.until(
-        f"document.querySelector('#requests li:nth-child(2) .words')?.textContent.includes('{answer.usage.prompt_tokens} ')"
-    )
+    real.until("document.querySelector('#requests li:nth-child(2) .finish')?.textContent === 'stop'")
+    assert real.text("#requests li:nth-child(2) .words").startswith(f"{answer.usage.prompt_tokens} ")
     assert real.text("#requests li:nth-child(2) .what") == "chat"
     tokens = f"{answer.usage.completion_tokens} tokens"
     assert tokens in real.text("#requests li:nth-child(2) .words")

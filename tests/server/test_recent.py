@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxserve.clock import VirtualClock
 from jaxserve.errors import UnavailableError
+from jaxserve.output import Event
 from jaxserve.request import Request
 from jaxserve.server.recent import Recent, Row
 from jaxserve.stream import Stream
@@ -17,6 +18,10 @@ def follow(recent: Recent, request: Request) -> Stream:
     stream = Stream(request, nobody, nobody)
     recent.add(stream)
     return stream
+
+
+def push(stream: Stream, event: Event) -> None:
+    stream.push([event], is_last=event.output.finished)
 
 
 def test_a_row_follows_its_request_from_the_queue_to_its_end():
@@ -32,7 +37,7 @@ def test_a_row_follows_its_request_from_the_queue_to_its_end():
     states = []
     while rig.engine.has_work:
         for event in rig.step():
-            streams[event.request_id].push([event])
+            push(streams[event.request_id], event)
         states.append([(row["finish_reason"], row["output_tokens"]) for row in recent.rows()])
     assert states[-1] == [("length", 4), ("length", 4)]
     assert (None, 0) in [state[0] for state in states]  # bob waits while ada runs
@@ -52,7 +57,7 @@ def test_a_row_holds_figures_and_names_only():
     rig.engine.add(request, "a secret prompt")
     while rig.engine.has_work:
         for event in rig.step():
-            stream.push([event])
+            push(stream, event)
     (row,) = recent.rows()
     assert set(row) == {field.name for field in dataclasses.fields(Row)}
     assert all(isinstance(value, (str, int, float, type(None))) for value in row.values())
@@ -70,7 +75,7 @@ def test_what_the_cache_gave_is_told_while_the_answer_grows():
     rig.engine.add(request)
     while stream.output is None:
         for event in rig.step():
-            stream.push([event])
+            push(stream, event)
     (row,) = recent.rows()
     assert row["finish_reason"] is None
     assert row["cached_tokens"] == 8
@@ -108,7 +113,7 @@ def test_what_has_ended_is_let_go_of():
     rig.engine.add(request)
     while rig.engine.has_work:
         for event in rig.step():
-            stream.push([event])
+            push(stream, event)
     before = recent.rows()
     stream.output.metrics.num_cached_tokens = 99  # whoever still looked at it would see this
     assert recent.rows() == before
@@ -122,6 +127,6 @@ def test_answers_of_one_request_are_counted_together():
     rig.engine.add(request)
     while rig.engine.has_work:
         for event in rig.step():
-            stream.push([event])
+            push(stream, event)
     (row,) = recent.rows()
     assert (row["output_tokens"], row["finish_reason"], row["kind"]) == (6, "length", "responses")

@@ -204,6 +204,37 @@ def test_items_come_back_as_messages(scripted, script):
     assert prompt_of(script) == f"<|user|>{ASKED['input']}<|end|>" + said.replace("(Rome?)", "")
 
 
+def test_a_response_that_is_lost_says_so(scripted, script):
+    script.script, script.error = ("One ", "two"), "the device is gone"
+    try:
+        events = list(scripted.responses.create(**ASKED, stream=True))
+        with pytest.raises(openai.InternalServerError, match="device is gone"):
+            scripted.responses.create(**ASKED)
+    finally:
+        script.error = None
+    for event in events:
+        check_types(event)
+    assert (events[-1].type, events[-1].response.status) == ("response.failed", "failed")
+    assert "device is gone" in events[-1].response.error.message
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+def test_nobody_reads_continues_or_deletes_what_is_anothers(script):
+    script.script = ("ok",)
+    config = ServerConfig(api_key=("key-of-ada", "key-of-bob"))
+    with serving(create_app(config, ("tiny",), script)) as server:
+        ada, bob = (openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) for key in config.api_key)
+        with ada, bob:
+            made = ada.responses.create(**ASKED)
+            with pytest.raises(openai.NotFoundError):
+                bob.responses.retrieve(made.id)
+            with pytest.raises(openai.NotFoundError):
+                bob.responses.delete(made.id)
+            with pytest.raises(openai.BadRequestError, match="there is no response"):
+                bob.responses.create(**ASKED, previous_response_id=made.id)
+            assert ada.responses.retrieve(made.id).output_text == "ok"
+
+
 @pytest.mark.parametrize(
     ("body", "param", "told"),
     [

@@ -61,3 +61,9 @@ def test_an_empty_text_has_only_special_tokens(post, engine):
     assert post("/tokenize", prompt="", add_special_tokens=False).json()["tokens"] == []
     assert post("/tokenize", prompt="").json()["tokens"] == engine.tokenizer.encode("")
     assert post("/detokenize", tokens=[]).json() == {"prompt": ""}
+
+
+def test_special_tokens_and_template_are_told(server, engine):
+    found = httpx.get(f"{server.url}/tokenizer_info").json()
+    assert engine.tokenizer.token_id(found["eos_token"]) == engine.tokenizer.eos_token_id
+    assert found["chat_template"] == engine.tokenizer.chat_template

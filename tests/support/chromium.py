@@ -128,7 +128,7 @@ class Chromium:
             raise PageError(details.get("exception", {}).get("description") or details["text"])
         return result["result"].get("value")
 
-    def until(self, script: str, timeout_s: float = 10.0) -> None:
+    def until(self, script: str, timeout_s: float = 20.0) -> None:
         """Wait until an expression is true, as JavaScript sees it."""
         end_s = time.monotonic() + timeout_s
         while not self.run(f"Boolean({script})"):
@@ -137,8 +137,8 @@ class Chromium:
             time.sleep(0.03)
 
     def text(self, selector: str) -> str:
-        """What stands in the first element of a CSS selector."""
-        return self.run(f"document.querySelector({json.dumps(selector)}).textContent")
+        """What stands in the first element of a CSS selector. Blanks are blanks, whether lines break there or not."""
+        return self.run(f"document.querySelector({json.dumps(selector)}).textContent").replace("\xa0", " ")
 
     def click(self, selector: str) -> None:
         """A real click on the middle of an element, which must be visible there."""

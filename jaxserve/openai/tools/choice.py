@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from jaxserve.openai.errors import ApiError
-from jaxserve.openai.fields import Body
+from jaxserve.openai.fields import Body, JsonObject
 from jaxserve.openai.tools import forced
 from jaxserve.openai.tools.choose import PARSERS
 from jaxserve.openai.tools.parser import RuleParser, ToolParser
@@ -21,8 +21,15 @@ class Function(Body):
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _are_named(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value and value.get("type", "object") != "object":
+            raise ValueError("arguments have names, so this must be a JSON schema of type 'object'")
+        return value
 
 
 class Tool(Body):

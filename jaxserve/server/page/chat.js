@@ -19,6 +19,7 @@ const plain = new Set(); // models that turned out to have no chat template
 let turns = []; // { question, answer }: of answers that came to something
 let running = null; // AbortController of the answer under way
 let follows = true; // whether the reader is at the end of the conversation
+let place = 0; // where the reader was last
 let frame = 0;
 
 /** Wire the form. Messages can be sent once `ready` says so. */
@@ -39,7 +40,7 @@ export function start() {
   stop.addEventListener("click", () => running?.abort());
   fresh.addEventListener("click", clear);
   model.addEventListener("change", explain);
-  log.addEventListener("scroll", () => (follows = log.scrollHeight - log.scrollTop - log.clientHeight < 40));
+  log.addEventListener("scroll", look);
   new ResizeObserver(scroll).observe(log);
 }
 
@@ -167,6 +168,13 @@ function setRunning(controller) {
 function explain() {
   note.hidden = !plain.has(model.value);
   note.textContent = "This model has no chat template, so it continues your text as it stands; a system prompt is not used.";
+}
+
+/** Who moves up wants to read there. To be far from the end is no sign of it: text may have come since we moved down. */
+function look() {
+  const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  if (isAtEnd || log.scrollTop < place) follows = isAtEnd;
+  place = log.scrollTop;
 }
 
 /** Follow the answer, unless the reader has scrolled up; once a picture, however fast tokens come. */

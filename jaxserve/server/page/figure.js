@@ -10,5 +10,8 @@ export function duration(seconds) {
   return `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`;
 }
 
+/** Facts in a line, which breaks between them only. */
+export const line = (facts) => facts.map((fact) => fact.replaceAll(" ", "\u00a0")).join(" · ");
+
 /** A count with its noun. */
 export const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;

@@ -1,5 +1,6 @@
 // One message on the screen. A model's text only ever becomes text nodes: nothing in it can become an element.
 
+import { line } from "./figure.js";
 import { button, make } from "./make.js";
 import { Text } from "./text.js";
 
@@ -44,7 +45,7 @@ export class Answer {
   end(facts) {
     this.element.setAttribute("aria-busy", "false");
     this.body.end();
-    if (facts.length) this.foot.append(make("span", "facts", facts.join(" · ")));
+    if (facts.length) this.foot.append(make("span", "facts", line(facts)));
     if (this.text) this.foot.append(copier(this.text));
   }
 

@@ -1,6 +1,6 @@
 // The last requests, newest first: who asked, what became of it, and a bar of where its time went.
 
-import { count, duration } from "./figure.js";
+import { count, duration, line } from "./figure.js";
 import { make } from "./make.js";
 
 const list = document.getElementById("requests");
@@ -72,7 +72,7 @@ function words(request, span) {
   said.push(duration(span.queued + span.prefill + span.decode));
   if (request.first_token_s !== null) said.push(`first ${duration(span.queued + span.prefill)}`);
   if (request.preemptions) said.push(`preempted ${request.preemptions}×`);
-  return said.join(" · ");
+  return line(said);
 }
 
 function write(element, text) {

@@ -11,6 +11,7 @@ from jaxserve.server.json import JsonResponse
 from jaxserve.server.pages import page, parameters
 
 router = APIRouter()
+_ENDED = {"responses": {"409": {"description": "The batch has ended."}}}
 
 
 @router.post("/v1/batches", openapi_extra=documents(BatchBody))
@@ -38,7 +39,7 @@ async def one_batch(request: Request, batch_id: str) -> Response:
     return JsonResponse(store.get(caller_of(request).client, batch_id).body())
 
 
-@router.post("/v1/batches/{batch_id}/cancel")
+@router.post("/v1/batches/{batch_id}/cancel", openapi_extra=_ENDED)
 async def cancel(request: Request, batch_id: str) -> Response:
     """End a batch early."""
     _, store, batches = await archive_of(request).open()

@@ -13,7 +13,7 @@ from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
 from jaxserve.server.sse import EventStream, while_there
 from jaxserve.server.state import state_of
-from jaxserve.server.turns import start
+from jaxserve.server.turns import start, told
 from jaxserve.stream import Stream
 
 router = APIRouter()
@@ -34,7 +34,7 @@ async def chat_completions(request: Request) -> Response:
     if body.stream:
         return EventStream(_frames(stream, Chunks(body, turn, response_id, model)))
     output = await while_there(request, engine.finish(stream))
-    return JsonResponse(answer(body, turn, response_id, model, output))
+    return await told(engine, output, lambda: JsonResponse(answer(body, turn, response_id, model, output)))
 
 
 async def _frames(stream: Stream, chunks: Chunks) -> AsyncIterator[bytes]:

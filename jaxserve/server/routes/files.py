@@ -63,7 +63,7 @@ async def delete(request: Request, file_id: str) -> Response:
     return JsonResponse({"id": file_id, "object": "file", "deleted": True})
 
 
-@router.get("/v1/files/{file_id}/content")
+@router.get("/v1/files/{file_id}/content", response_class=FileResponse)
 async def content(request: Request, file_id: str) -> Response:
     """What is in a file. Browsers are told not to guess what that is."""
     files, _, _ = await archive_of(request).open()

@@ -19,7 +19,7 @@ from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
 from jaxserve.server.sse import EventStream, while_there
 from jaxserve.server.state import ServerState, state_of
-from jaxserve.server.turns import start
+from jaxserve.server.turns import start, told
 from jaxserve.stream import Stream
 
 router = APIRouter()
@@ -63,9 +63,9 @@ async def create_response(request: Request) -> HttpResponse:
     if body.stream:
         return EventStream(_frames(engine, job, stream), done=b"")
     output = await while_there(request, engine.finish(stream))
-    job.response.whole(output)
+    await told(engine, output, lambda: job.response.whole(output))
     await job.end(engine, output)
-    return JsonResponse(job.response.body)
+    return await told(engine, output, lambda: JsonResponse(job.response.body))
 
 
 @router.get("/v1/responses/{response_id}")

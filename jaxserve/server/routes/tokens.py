@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize."""
+"""/tokenize, /detokenize and /tokenizer_info: what a client needs who has not got the model's files."""
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -19,7 +19,7 @@ async def tokenize(request: Request) -> Response:
     state, body = state_of(request), await read_body(request, TokenizeBody)
     state.model(body.model)
     engine = state.ready_engine
-    ids = await engine.prepare(body.tokens, engine.tokenizer)
+    ids = await engine.prepare(body.tokens, engine.tokenizer, state.dialect)
     return JsonResponse(tokenize_answer(body, ids, engine.tokenizer, engine.max_model_len))
 
 
@@ -30,3 +30,10 @@ async def detokenize(request: Request) -> Response:
     state.model(body.model)
     engine = state.ready_engine
     return JsonResponse({"prompt": await engine.prepare(body.text, engine.tokenizer)})
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> Response:
+    """Special tokens and the chat template, under the names of `tokenizer_config.json`."""
+    tokenizer = state_of(request).ready_engine.tokenizer
+    return JsonResponse({**tokenizer.special_tokens, "chat_template": tokenizer.chat_template})
