@@ -31,9 +31,9 @@ class FakeEngine:
         self.log = []
 
     def counts(self):
-        return dict.fromkeys(("backend", "architecture", "dtype", "max_model_len", "num_kv_blocks"), "fake") | dict.fromkeys(
-            ("warm_up_compiles", "load_s", "warm_up_s"), 0
-        )
+        return dict.fromkeys(
+            ("backend", "architecture", "dtype", "max_model_len", "num_kv_blocks"), "fake"
+        ) | dict.fromkeys(("warm_up_compiles", "load_s", "warm_up_s"), 0)
 
     async def drain(self):
         self.log.append("drained")
