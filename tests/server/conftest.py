@@ -64,9 +64,10 @@ def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
 
 
 @pytest.fixture(scope="session")
-def server(engine: AsyncEngine) -> Iterator[Server]:
-    """A server with default options."""
-    with serving(create_app(ServerConfig(), ("tiny",), engine)) as running:
+def server(engine: AsyncEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with default options, but for the folder of its files."""
+    config = ServerConfig(files_dir=str(tmp_path_factory.mktemp("files")))
+    with serving(create_app(config, ("tiny",), engine)) as running:
         yield running
 
 
