@@ -1,7 +1,7 @@
 """A server under measurement: `jaxserve serve` with probes, told what to do by lines on its standard input.
 
 `reset` begins a measurement, `facts` prints it as one line of JSON, `profile` and `report` do so for Python's profiler on the
-thread of the event loop. The probes: CPU time of the event loop's thread, of the engine's, and of the whole process; how late
+thread of the event loop, `watch` starts the timer, which costs CPU itself. The probes: CPU time of the event loop's thread, of the engine's, and of the whole process; how late
 a timer of the event loop is, and why; how long the collector of garbage stops everything.
 
     python benchmarks/server/child.py OPTIONS_AS_JSON
@@ -95,13 +95,20 @@ class Probes:
             self.stops.append(now - self._gc_began)
 
     def _meet(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self.loop is None:
-            self.loop = loop
-            self._watching = loop.create_task(self._watch())
+        self.loop = loop
+
+    def watch(self) -> None:
+        """Look how late the event loop is from now on."""
+        assert self.loop is not None
+        self._watching = asyncio.run_coroutine_threadsafe(self._watch(), self.loop)
 
     async def _watch(self) -> None:
         """Note by how much each timer is late. The scheduler of the system knows for how long we waited for a CPU."""
-        clock, cpu, stat = time.perf_counter, time.thread_time, Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        clock, cpu, stat = (
+            time.perf_counter,
+            time.thread_time,
+            Path(f"/proc/self/task/{threading.get_native_id()}/schedstat"),
+        )
         while True:
             before, used, queued = clock(), cpu(), _queued_s(stat)
             await asyncio.sleep(TICK_S)
@@ -137,6 +144,8 @@ def main() -> None:
                     answer = probes.facts()
                 case "profile":
                     answer = probes.profile()
+                case "watch":
+                    answer = probes.watch()
                 case _:
                     answer = probes.report()
             print(json.dumps(answer), flush=True)

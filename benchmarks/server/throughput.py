@@ -65,7 +65,9 @@ def main() -> int:
         case = {"model": Path(options.model).name, "concurrency": options.concurrency} | engine | sizes
         for index, name in enumerate(("offline", "HTTP")):
             values = [row[index] for row in rows]
-            append(RESULTS, case | {"what": name}, "throughput", "tokens/s", values, ratio_http_to_offline=round(ratio, 3))
+            append(
+                RESULTS, case | {"what": name}, "throughput", "tokens/s", values, ratio_http_to_offline=round(ratio, 3)
+            )
     return 0
 
 

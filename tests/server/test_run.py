@@ -54,7 +54,7 @@ def in_time(condition, seconds=10.0):
 def while_serving(load, work, monkeypatch, **options):
     """Run a server in this thread, the only one that gets signals, and `work(url)` in another."""
     said, failures = [], []
-    log, handler = logging.Logger("test"), logging.Handler()
+    log, handler = logging.Logger("test"), logging.Handler()  # noqa: LOG001  nobody else may configure it
     handler.emit = lambda record: said.append(record.getMessage())
     log.addHandler(handler)
     monkeypatch.setattr(run, "_log", log)
@@ -177,7 +177,7 @@ def test_a_real_server_drains_and_cuts_short_what_takes_too_long(drain_s):
     process = subprocess.Popen([*command, "--drain-timeout", str(drain_s)], stderr=subprocess.PIPE, text=True)
     try:
         lines = iter(process.stderr.readline, "")
-        url = next(line.partition(" on ")[2].strip() for line in lines if "ready on" in line)
+        url = next(line.partition(" on ")[2].split()[0] for line in lines if "ready on" in line)
         with httpx.Client(base_url=url, timeout=60) as client, httpx.Client(base_url=url) as other:
             body = STREAM | {"n": 8, "max_tokens": 200 if drain_s > 1 else 1500}
             with client.stream("POST", "/v1/completions", json=body) as answer:
@@ -207,7 +207,7 @@ def test_a_second_signal_ends_a_real_server_at_once():
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         lines = iter(process.stderr.readline, "")
-        url = next(line.partition(" on ")[2].strip() for line in lines if "ready on" in line)
+        url = next(line.partition(" on ")[2].split()[0] for line in lines if "ready on" in line)
         with httpx.stream("POST", f"{url}/v1/completions", json=STREAM | {"n": 8}) as answer:
             next(answer.iter_lines())
             process.send_signal(signal.SIGTERM)
