@@ -53,11 +53,6 @@ class LLM:
         return self._intake.tokenizer
 
     @property
-    def max_model_len(self) -> int:
-        """Most tokens of prompt and answer together."""
-        return self._built.max_model_len
-
-    @property
     def embedding_size(self) -> int:
         """Numbers of an embedding."""
         return self._built.model.embed_size
