@@ -100,7 +100,7 @@ class ResponseBody(SamplingFields, MetaFields, GuidedFields):
     """The body of a request."""
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **{key: value for key, value in NEUTRAL.items() if key != "store"},
+        **NEUTRAL,
         "background": (False,),
         "truncation": ("disabled",),
         "conversation": (),
@@ -109,8 +109,6 @@ class ResponseBody(SamplingFields, MetaFields, GuidedFields):
         "context_management": ([],),
         "moderation": (),
         "prompt_cache_options": ({},),
-        "n": (1,),
-        "max_tokens": (),
     }
 
     model: str | None = None
@@ -149,6 +147,10 @@ class ResponseBody(SamplingFields, MetaFields, GuidedFields):
         """
         if not self.input and isinstance(self.input, list):
             raise ApiError("input must hold at least one item", param="input")
+        if self.n not in (None, 1):
+            raise ApiError("a response is one answer, so n other than 1 is not supported", param="n")
+        if self.max_tokens is not None:
+            raise ApiError("max_tokens is not supported; here it is max_output_tokens", param="max_tokens")
         system = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
         form = self.text and self.text.format and self.text.format.constraint()
         asked = only_one(**{"text.format": form, "structured_outputs": self.structured_outputs}, **self.guided())

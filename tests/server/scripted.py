@@ -57,4 +57,6 @@ class ScriptedEngine:
             output.finished = number == len(self.script)
             output.error = self.error if output.finished else None
             answer.finish_reason = self.finish_reason if output.finished else None
-            stream.push([Event(stream.request_id, 0, text, (number,), answer.finish_reason, output)])
+            stream.push(
+                [Event(stream.request_id, 0, text, (number,), answer.finish_reason, output)], is_last=output.finished
+            )
