@@ -37,7 +37,8 @@ class Probes:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.late: list[tuple[float, float, float]] = []  # seconds late; of these on the CPU, and waiting for one
         self.stops: list[float] = []
-        self._gc_began = 0.0
+        self.stops_cpu: list[float] = []  # the same on the CPU
+        self._gc_began = self._gc_began_cpu = 0.0
         self._profiler = cProfile.Profile()
         self._starts: dict[str, float] = {}
         gc.callbacks.append(self._collected)
@@ -47,6 +48,7 @@ class Probes:
         """Begin."""
         self.late.clear()
         self.stops.clear()
+        self.stops_cpu.clear()
         self._starts = self._clocks()
 
     def facts(self) -> dict[str, object]:
@@ -65,6 +67,7 @@ class Probes:
             "worst": [{"late_s": late, "on_cpu_s": cpu, "for_cpu_s": queued} for late, cpu, queued in worst],
             "gc_max_s": max(self.stops, default=0.0),
             "gc_s": sum(self.stops),
+            "gc_cpu_max_s": max(self.stops_cpu, default=0.0),
             "num_unfinished": self.engine.num_unfinished,
             "kv_blocks_held": self.engine.counts()["kv_blocks_held"],
         }
@@ -95,9 +98,10 @@ class Probes:
     def _collected(self, phase: str, info: dict[str, int]) -> None:
         now = time.perf_counter()
         if phase == "start":
-            self._gc_began = now
+            self._gc_began, self._gc_began_cpu = now, time.thread_time()
         else:
             self.stops.append(now - self._gc_began)
+            self.stops_cpu.append(time.thread_time() - self._gc_began_cpu)
 
     def _meet(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop

@@ -39,6 +39,7 @@ def main() -> int:
                 found[name].append(1e3 * value)
             print(f"late: p50 {1e3 * row[0]:.2f} ms, p99 {1e3 * row[1]:.2f}, max {1e3 * row[2]:.1f};")
             collected = f"longest garbage collection {1e3 * facts['gc_max_s']:.1f} ms"
+            collected += f" ({1e3 * facts['gc_cpu_max_s']:.1f} on CPU)"
             print(f"  most CPU between two turns of the timer {1e3 * own:.1f} ms; {collected}; the worst:")
             for each in facts["worst"]:
                 rest = each["late_s"] - each["on_cpu_s"] - each["for_cpu_s"]
