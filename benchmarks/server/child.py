@@ -1,8 +1,9 @@
 """A server under measurement: `jaxserve serve` with probes, told what to do by lines on its standard input.
 
-`reset` begins a measurement, `facts` prints it as one line of JSON, `profile` and `report` do so for Python's profiler on the
-thread of the event loop. The probes: CPU time of the event loop's thread, of the engine's, and of the whole process; how late
-a timer of the event loop is, and why; how long the collector of garbage stops everything.
+`reset` begins a measurement, `facts` prints it as one line of JSON, `profile` and `report` do so for Python's profiler on
+the thread of the event loop, `watch` starts the timer, which costs CPU itself. The probes: CPU time of the event loop's
+thread, of the engine's, and of the whole process; how late a timer of the event loop is, and why; how long the collector of
+garbage stops everything.
 
     python benchmarks/server/child.py OPTIONS_AS_JSON
 """
@@ -12,8 +13,11 @@ import cProfile
 import gc
 import io
 import json
+import os
 import pstats
+import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -56,6 +60,7 @@ class Probes:
             "late_p50_s": delays[len(delays) // 2] if delays else 0.0,
             "late_p99_s": delays[int(0.99 * (len(delays) - 1))] if delays else 0.0,
             "late_max_s": delays[-1] if delays else 0.0,
+            "late_own_max_s": max((late - queued for late, _, queued in self.late), default=0.0),
             "ticks": len(delays),
             "worst": [{"late_s": late, "on_cpu_s": cpu, "for_cpu_s": queued} for late, cpu, queued in worst],
             "gc_max_s": max(self.stops, default=0.0),
@@ -95,13 +100,20 @@ class Probes:
             self.stops.append(now - self._gc_began)
 
     def _meet(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self.loop is None:
-            self.loop = loop
-            self._watching = loop.create_task(self._watch())
+        self.loop = loop
+
+    def watch(self) -> None:
+        """Look how late the event loop is from now on."""
+        assert self.loop is not None
+        self._watching = asyncio.run_coroutine_threadsafe(self._watch(), self.loop)
 
     async def _watch(self) -> None:
         """Note by how much each timer is late. The scheduler of the system knows for how long we waited for a CPU."""
-        clock, cpu, stat = time.perf_counter, time.thread_time, Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        clock, cpu, stat = (
+            time.perf_counter,
+            time.thread_time,
+            Path(f"/proc/self/task/{threading.get_native_id()}/schedstat"),
+        )
         while True:
             before, used, queued = clock(), cpu(), _queued_s(stat)
             await asyncio.sleep(TICK_S)
@@ -137,16 +149,16 @@ def main() -> None:
                     answer = probes.facts()
                 case "profile":
                     answer = probes.profile()
+                case "watch":
+                    answer = probes.watch()
                 case _:
                     answer = probes.report()
             print(json.dumps(answer), flush=True)
-        import os
-        import signal
-
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=obey, daemon=True).start()
-    run_server(ServerConfig(port=0), (model,), load)
+    with tempfile.TemporaryDirectory() as folder:
+        run_server(ServerConfig(port=0, files_dir=folder), (model,), load)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def main() -> int:
     sizes = {"num_prompts": options.num_prompts, "prompt": options.prompt, "answer": options.answer}
     tokens = options.num_prompts * options.answer
     offline = Offline(options.model, **engine) if not options.profile else None
-    found: dict[str, list[float]] = {name: [] for name in ("event loop", "engine thread", "process", "process, offline")}
+    found: dict[str, list[float]] = {
+        name: [] for name in ("event loop", "engine thread", "process", "process, offline")
+    }
     with serving(model=options.model, **engine) as server:
         for seed in range(options.repeats + 1):
             work = Work(concurrency=options.concurrency, seed=seed, **sizes)
@@ -39,7 +41,9 @@ def main() -> int:
             chunks = sum(answer.num_chunks for answer in result.answers.values())
             row = dict(zip(found, (1e6 * each / tokens for each in spent), strict=True))
             told = ", ".join(f"{name} {value:.1f}" for name, value in row.items())
-            print(f"us a token: {told}; {tokens / chunks:.2f} tokens a chunk" + ("" if seed else " (warm-up)"), flush=True)
+            print(
+                f"us a token: {told}; {tokens / chunks:.2f} tokens a chunk" + ("" if seed else " (warm-up)"), flush=True
+            )
             for name, value in row.items() if seed else ():
                 found[name].append(value)
         if options.profile:

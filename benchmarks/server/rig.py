@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,9 @@ class Server:
     def measure(self, load: Load) -> tuple[Result, dict[str, Any]]:
         """Put load on it; returns what the client and what the server say."""
         self.tell("reset")
-        result = asyncio.run(_under_load(self.url, load)) if not _uvloop() else _uvloop().run(_under_load(self.url, load))
+        result = (
+            asyncio.run(_under_load(self.url, load)) if not _uvloop() else _uvloop().run(_under_load(self.url, load))
+        )
         facts = self.tell("facts")
         bad = [answer for answer in result.answers.values() if answer.error]
         if bad:
@@ -108,6 +111,7 @@ def serving(**options: Any) -> Iterator[Server]:
                     sys.stderr.write(line)
             else:
                 raise SystemExit("the server did not start")
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # a log that nobody reads stops it
             yield Server(process, found[1])
             process.stdin.close()
             process.wait(timeout=60)

@@ -15,7 +15,7 @@ from jaxserve.scheduler.prefix_groups import Group, plan_groups
 from jaxserve.tokenizer import Tokenizer
 
 MOST_TOKENS = 1 << 25  # read ahead; a larger batch is planned part by part. They take some 0.45 GB
-_JOB_TOKENS = 256  # what a job takes in memory beside its tokens, in tokens
+_JOB_TOKENS = 1024  # what a job takes in memory beside its tokens, in tokens
 _UNKNOWN_ANSWER = 256  # tokens, where a request sets no limit
 
 

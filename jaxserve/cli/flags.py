@@ -56,7 +56,7 @@ def given(args: argparse.Namespace, config_type: type) -> dict[str, Any]:
 def flag_options(field: dataclasses.Field[Any], hint: Any, text: str, default: Any) -> dict[str, Any]:
     """What `add_argument` needs for a field: type, action, choices, help."""
     text = str(field.metadata.get("help", text)).replace("%", "%%")
-    shown = "" if default is None or default is dataclasses.MISSING else f" (default: {default})"
+    shown = "" if default in (None, "", (), dataclasses.MISSING) else f" (default: {default})"
     options: dict[str, Any] = {"help": f"{text}{shown}".strip()}
     if field.metadata.get("choices"):
         return options | {"choices": field.metadata["choices"]}

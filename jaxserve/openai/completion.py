@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import field_validator
 
 from jaxserve.openai.constraint import GuidedFields, ResponseFormat, only_one
-from jaxserve.openai.envelope import envelope, frame, usage
+from jaxserve.openai.envelope import dumps, envelope, frame, usage
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.fields import NEUTRAL, MetaFields, SamplingFields, StreamOptions
 from jaxserve.openai.logprobs import Table, completion_logprobs, prompt_logprobs
@@ -116,9 +116,14 @@ class Chunks:
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
         self._with_counts = body.stream_options is not None and body.stream_options.continuous_usage_stats
         self._places: dict[tuple[int, int], _Place] = {}
+        told = (body.logprobs, body.prompt_logprobs)
+        self._is_plain = told == (None, None) and not (self._with_ids or self._with_counts or body.echo)
+        self._plain: dict[tuple[int, int], tuple[bytes, bytes]] = {}  # what stands before and after the text
 
     def of(self, prompt: int, event: Event) -> bytes:
         """The frame of an event of the prompt with this number; empty, if it says nothing."""
+        if self._is_plain and not event.finish_reason:  # nearly always
+            return self._plain_frame(prompt, event) if event.text else b""
         place = self._places.setdefault((prompt, event.index), _Place())
         text, logprobs = event.text, None
         first = place.num_events == 0
@@ -148,11 +153,22 @@ class Chunks:
             choice["prompt_token_ids"] = event.output.prompt_token_ids
         if first and self._body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(event.output)
+        return self._frame(choice, self._usage_so_far(prompt, event) if self._with_counts else None)
+
+    def _plain_frame(self, prompt: int, event: Event) -> bytes:
+        """Of text and nothing else: only the text is turned into JSON."""
+        around = self._plain.get((prompt, event.index))
+        if around is None:
+            index = prompt * self._num_answers + event.index
+            empty = self._frame({"index": index, "text": "", "logprobs": None, "finish_reason": None}, None)
+            before, mark, after = empty.partition(b'"text":""')  # inside of a JSON string quotes have a backslash
+            around = self._plain[prompt, event.index] = before + mark[:-2], after
+        return around[0] + dumps(event.text) + around[1]
+
+    def _frame(self, choice: dict[str, Any], so_far: dict[str, Any] | None) -> bytes:
         chunk = self._head | {"choices": [choice]}
-        if self._with_counts:
-            chunk["usage"] = self._usage_so_far(prompt, event)
-        elif self._with_usage:
-            chunk["usage"] = None
+        if self._with_usage or self._with_counts:
+            chunk["usage"] = so_far
         return frame(chunk)
 
     def end(self, outputs: Sequence[RequestOutput]) -> bytes:

@@ -117,7 +117,7 @@ def items_of(lines):
 def test_a_large_batch_is_planned_part_by_part():
     said, lines = [], shuffled_lines()
     wrong = (99, None, ApiError("no"))
-    items = list(planned(FakeLLM("m"), itertools.chain(items_of(lines), [wrong]), said.append, most_tokens=5 * 300))
+    items = list(planned(FakeLLM("m"), itertools.chain(items_of(lines), [wrong]), said.append, most_tokens=5 * 1024))
     assert [text.split()[0] for text in said] == ["5", "5", "5"]
     assert sorted(number for number, _, _ in items) == [*range(1, 16), 99]
     pins = [pin for _, _, job in items if not isinstance(job, ApiError) for pin in job.pins if pin]

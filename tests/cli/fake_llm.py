@@ -33,8 +33,6 @@ class ByteTokenizer:
 class FakeEngine:
     """`num_steps` and `max_seen` tell a test how well the engine was kept busy."""
 
-    max_model_len = 1 << 20
-
     def __init__(self, max_num_seqs):
         self.max_num_seqs = max_num_seqs
         self.running = {}

@@ -259,7 +259,6 @@ def test_a_hostile_grammar_is_refused_with_a_reason(grammars: grammar.Grammars, 
     grammars.compile(StructuredOutputsParams(regex=f"[a-z]+{len(name)}"))
 
 
-@pytest.mark.slow
 def test_a_grammar_that_takes_too_long_is_given_up(grammars: grammar.Grammars):
     terminals = " & ".join(f"/.*{i}.*/" for i in range(2000))  # minutes, if it were let
     started_s = time.thread_time()

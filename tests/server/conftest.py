@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import dataclasses
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -62,7 +64,22 @@ def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
 
 
 @pytest.fixture(scope="session")
-def server(engine: AsyncEngine) -> Iterator[Server]:
-    """A server with default options."""
-    with serving(create_app(ServerConfig(), ("tiny",), engine)) as running:
+def server(engine: AsyncEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with default options, but for its files: the user's own are none of a test's business."""
+    config = ServerConfig(files_dir=str(tmp_path_factory.mktemp("archive")))
+    with serving(create_app(config, ("tiny",), engine)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A certificate of its own and its key, and another key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl here")
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("one", "two"):
+        asked = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {name}.key -out {name}.crt"
+        subprocess.run([openssl, *asked.split()], cwd=folder, check=True, capture_output=True)
+    (folder / "text").write_text("no certificate")
+    return folder

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxserve.cli.main import main
 from jaxserve.errors import ConfigError
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.keys import Keys, fingerprint, keys_of
@@ -80,3 +81,25 @@ def test_a_missing_file_is_told_by_name(tmp_path):
 
 def test_no_print_of_the_options_shows_a_key():
     assert "sk-plain" not in repr(ServerConfig(api_key=["sk-plain"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        ([], {}, ()),
+        ([], {"VLLM_API_KEY": "sk-v"}, ("sk-v",)),
+        ([], {"JAXSERVE_API_KEY": "sk-j", "VLLM_API_KEY": "sk-v"}, ("sk-j",)),
+        ([], {"JAXSERVE_API_KEY": ""}, ()),
+        (["--api-key", "sk-a", "--api-key", "sk-b"], {"JAXSERVE_API_KEY": "sk-j"}, ("sk-a", "sk-b")),
+        (["--api-key-file", "keys"], {"JAXSERVE_API_KEY": "sk-j"}, ()),
+    ],
+)
+def test_the_environment_has_a_key_for_those_who_give_none(monkeypatch, arguments, environment, expected):
+    for name in ("JAXSERVE_API_KEY", "VLLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    started = []
+    monkeypatch.setattr("jaxserve.server.run.run_server", lambda config, names, load: started.append(config))
+    assert main(["serve", "tiny", *arguments]) == 0
+    assert tuple(started[0].api_key) == expected

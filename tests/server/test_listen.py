@@ -1,8 +1,6 @@
 """Where the server listens, and the sentences for where it cannot."""
 
-import shutil
 import socket
-import subprocess
 
 import pytest
 
@@ -44,20 +42,6 @@ def test_a_forbidden_port_is_told(monkeypatch):
     monkeypatch.setattr(socket, "socket", type("Socket", (socket.socket,), {"bind": forbid}))
     with pytest.raises(ConfigError, match=r"port 80 is for administrators\. Give a --port from 1024 on"):
         listen(ServerConfig(port=80))
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate of its own and its key, and another key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("there is no openssl here")
-    folder = tmp_path_factory.mktemp("tls")
-    for name in ("one", "two"):
-        asked = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {name}.key -out {name}.crt"
-        subprocess.run([openssl, *asked.split()], cwd=folder, check=True, capture_output=True)
-    (folder / "text").write_text("no certificate")
-    return folder
 
 
 def test_a_certificate_and_its_key_make_https(certificate):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -31,9 +32,9 @@ class FakeEngine:
         self.log = []
 
     def counts(self):
-        return dict.fromkeys(("backend", "architecture", "dtype", "max_model_len", "num_kv_blocks"), "fake") | dict.fromkeys(
-            ("warm_up_compiles", "load_s", "warm_up_s"), 0
-        )
+        return dict.fromkeys(
+            ("backend", "architecture", "dtype", "max_model_len", "num_kv_blocks"), "fake"
+        ) | dict.fromkeys(("warm_up_compiles", "load_s", "warm_up_s"), 0)
 
     async def drain(self):
         self.log.append("drained")
@@ -53,8 +54,8 @@ def in_time(condition, seconds=10.0):
 
 def while_serving(load, work, monkeypatch, **options):
     """Run a server in this thread, the only one that gets signals, and `work(url)` in another."""
-    said, failures = [], []
-    log, handler = logging.Logger("test"), logging.Handler()
+    said, failures, has_ended = [], [], []
+    log, handler = logging.Logger("test"), logging.Handler()  # noqa: LOG001  nobody else may configure it
     handler.emit = lambda record: said.append(record.getMessage())
     log.addHandler(handler)
     monkeypatch.setattr(run, "_log", log)
@@ -66,14 +67,18 @@ def while_serving(load, work, monkeypatch, **options):
         except BaseException as error:  # noqa: BLE001  it is raised below
             failures.append(error)
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)
+            # A signal before it is ready would end the tests, too.
+            in_time(lambda: has_ended or any(text.startswith("ready") for text in said), 30)
+            if not has_ended:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=other)
     thread.start()
     try:
         run_server(ServerConfig(port=0, **options), ("tiny",), load)
     finally:
-        thread.join(20)
+        has_ended.append(True)
+        thread.join(40)
         if failures:
             raise failures[0]
     return said
@@ -155,6 +160,24 @@ def test_who_listens_to_all_without_a_key_is_warned(monkeypatch, keeps_signals):
     assert not any("whoever" in text or "secret" in text for text in said)
 
 
+def test_https_with_certificates_of_callers(monkeypatch, keeps_signals, certificate):
+    """One authority signs for itself here: the server's certificate is also the one that callers must have."""
+    files = {"ssl_certfile": f"{certificate}/one.crt", "ssl_keyfile": f"{certificate}/one.key"}
+
+    def work(url):
+        assert url.startswith("https://127.0.0.1:")
+        context = ssl.create_default_context(cafile=f"{certificate}/one.crt")
+        context.check_hostname = False  # it is of localhost
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/health", verify=context)
+        context.load_cert_chain(f"{certificate}/one.crt", f"{certificate}/one.key")
+        assert httpx.get(f"{url}/health", verify=context).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url.replace('https', 'http')}/health")
+
+    while_serving(FakeEngine, work, monkeypatch, **files, ssl_ca_certs=f"{certificate}/one.crt")
+
+
 def test_mistakes_are_told_before_a_model_is_loaded(capsys, tmp_path):
     for options, sentence in (
         (["--api-key-file", f"{tmp_path}/absent"], "absent cannot be read"),
@@ -177,7 +200,7 @@ def test_a_real_server_drains_and_cuts_short_what_takes_too_long(drain_s):
     process = subprocess.Popen([*command, "--drain-timeout", str(drain_s)], stderr=subprocess.PIPE, text=True)
     try:
         lines = iter(process.stderr.readline, "")
-        url = next(line.partition(" on ")[2].strip() for line in lines if "ready on" in line)
+        url = next(line.partition(" on ")[2].split()[0] for line in lines if "ready on" in line)
         with httpx.Client(base_url=url, timeout=60) as client, httpx.Client(base_url=url) as other:
             body = STREAM | {"n": 8, "max_tokens": 200 if drain_s > 1 else 1500}
             with client.stream("POST", "/v1/completions", json=body) as answer:
@@ -207,7 +230,7 @@ def test_a_second_signal_ends_a_real_server_at_once():
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         lines = iter(process.stderr.readline, "")
-        url = next(line.partition(" on ")[2].strip() for line in lines if "ready on" in line)
+        url = next(line.partition(" on ")[2].split()[0] for line in lines if "ready on" in line)
         with httpx.stream("POST", f"{url}/v1/completions", json=STREAM | {"n": 8}) as answer:
             next(answer.iter_lines())
             process.send_signal(signal.SIGTERM)
