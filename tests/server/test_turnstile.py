@@ -14,7 +14,7 @@ def test_rounds():
             entered.append((number, round_))
 
         tasks = [asyncio.ensure_future(one(number)) for number in range(10)]
-        for round_ in range(1, 9):  # noqa: B007  `one` reads it
+        for round_ in range(1, 9):
             await asyncio.sleep(0)
             if round_ == 1:
                 tasks[4].cancel()
