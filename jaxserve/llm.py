@@ -44,6 +44,11 @@ class LLM:
         self._submitted: deque[Event] = deque()  # the inbox of all that came by `submit`
 
     @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._built.max_model_len
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer.
 
@@ -51,11 +56,6 @@ class LLM:
           RequestError: the model's folder has none; prompts must be token ids then.
         """
         return self._intake.tokenizer
-
-    @property
-    def max_model_len(self) -> int:
-        """Most tokens of prompt and answer together."""
-        return self._built.max_model_len
 
     @property
     def embedding_size(self) -> int:

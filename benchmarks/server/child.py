@@ -1,8 +1,9 @@
 """A server under measurement: `jaxserve serve` with probes, told what to do by lines on its standard input.
 
-`reset` begins a measurement, `facts` prints it as one line of JSON, `profile` and `report` do so for Python's profiler on the
-thread of the event loop, `watch` starts the timer, which costs CPU itself. The probes: CPU time of the event loop's thread, of the engine's, and of the whole process; how late
-a timer of the event loop is, and why; how long the collector of garbage stops everything.
+`reset` begins a measurement, `facts` prints it as one line of JSON, `profile` and `report` do so for Python's profiler on
+the thread of the event loop, `watch` starts the timer, which costs CPU itself. The probes: CPU time of the event loop's
+thread, of the engine's, and of the whole process; how late a timer of the event loop is, and why; how long the collector of
+garbage stops everything.
 
     python benchmarks/server/child.py OPTIONS_AS_JSON
 """
@@ -12,8 +13,11 @@ import cProfile
 import gc
 import io
 import json
+import os
 import pstats
+import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -56,6 +60,7 @@ class Probes:
             "late_p50_s": delays[len(delays) // 2] if delays else 0.0,
             "late_p99_s": delays[int(0.99 * (len(delays) - 1))] if delays else 0.0,
             "late_max_s": delays[-1] if delays else 0.0,
+            "on_cpu_max_s": max((cpu for _, cpu, _ in self.late), default=0.0),
             "ticks": len(delays),
             "worst": [{"late_s": late, "on_cpu_s": cpu, "for_cpu_s": queued} for late, cpu, queued in worst],
             "gc_max_s": max(self.stops, default=0.0),
@@ -149,13 +154,11 @@ def main() -> None:
                 case _:
                     answer = probes.report()
             print(json.dumps(answer), flush=True)
-        import os
-        import signal
-
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=obey, daemon=True).start()
-    run_server(ServerConfig(port=0), (model,), load)
+    with tempfile.TemporaryDirectory() as folder:
+        run_server(ServerConfig(port=0, files_dir=folder), (model,), load)
 
 
 if __name__ == "__main__":

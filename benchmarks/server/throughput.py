@@ -3,9 +3,9 @@
     python benchmarks/server/throughput.py tiny
     python benchmarks/server/throughput.py tiny --concurrency 256 --max-num-seqs 256
 
-Server, client and offline engine are a process each on the same cores, so the client's share of them is a part of what HTTP
-costs here; it is told. Prompt tokens are sent as ids, answers have a fixed length, each token is a chunk unless the client is
-behind. Every text must be that of the offline run.
+Server, client and offline engine are a process each on the same cores, so the client's share of them is a part of what
+HTTP costs here; it is told. Prompt tokens are sent as ids, answers have a fixed length, each token is a chunk unless the
+client is behind. Every text must be that of the offline run.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from record import append
-from server.rig import Offline, Work, serving
+from server.rig import Offline, Work, load, serving
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "server.jsonl"
 
@@ -54,15 +54,16 @@ def main() -> int:
             row = (tokens / wall_s, tokens / result.duration_s, cpu_s, facts["process_s"], result.cpu_s)
             ratio, served = row[1] / row[0], 1e6 * (row[3] - row[2]) / tokens
             print(
-                f"offline {row[0]:8,.0f} tokens/s   HTTP {row[1]:8,.0f}   ratio {ratio:.3f}   server CPU {served:5.1f} us more"
-                f" a token   client CPU {1e6 * row[4] / tokens:5.1f} us a token" + ("   (warm-up)" if not seed else ""),
+                f"offline {row[0]:8,.0f} tokens/s   HTTP {row[1]:8,.0f}   ratio {ratio:.3f}   server CPU {served:5.1f} us"
+                f" more a token   client CPU {1e6 * row[4] / tokens:5.1f} us a token"
+                + ("   (warm-up)" if not seed else ""),
                 flush=True,
             )
             rows += [row] if seed else []
     ratio = statistics.median(row[1] / row[0] for row in rows)
     print(f"HTTP / offline, median of {len(rows)} pairs: {ratio:.3f}")
     if not options.no_record:
-        case = {"model": Path(options.model).name, "concurrency": options.concurrency} | engine | sizes
+        case = {"model": Path(options.model).name, "concurrency": options.concurrency} | engine | sizes | load()
         for index, name in enumerate(("offline", "HTTP")):
             values = [row[index] for row in rows]
             append(

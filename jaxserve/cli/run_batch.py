@@ -1,4 +1,4 @@
-"""Answer a file of requests in the OpenAI batch format (completions, chat completions, embeddings).
+"""Answer a file of requests in the OpenAI batch format (completions, chat completions, embeddings, scores, rankings).
 
 Each input line is {"custom_id", "method", "url", "body"}; each output line {"id", "custom_id", "response", "error"},
 in the order in which answers are ready. A line that cannot be answered gets an output line with an error, and the

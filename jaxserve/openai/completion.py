@@ -59,8 +59,9 @@ class CompletionBody(SamplingFields, PromptFields, MetaFields, GuidedFields):
         if self.best_of not in (None, self.n or 1):
             raise ApiError("best_of other than n is not supported", param="best_of", code="unsupported_field")
         form = None if self.response_format is None else self.response_format.constraint()
-        form = only_one(response_format=form, structured_outputs=self.structured_outputs, **self.guided())
-        more: dict[str, Any] = {"logprobs": self.logprobs, "structured_outputs": form}
+        asked = only_one(response_format=form, structured_outputs=self.structured_outputs, **self.guided())
+        constraint = None if asked is None else asked.constraint
+        more: dict[str, Any] = {"logprobs": self.logprobs, "structured_outputs": constraint}
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
             more["prompt_logprobs"] = self.logprobs
         if self.max_tokens is None or self.prompt_only:

@@ -65,8 +65,8 @@ def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
 
 @pytest.fixture(scope="session")
 def server(engine: AsyncEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with default options, but for the folder of its files."""
-    config = ServerConfig(files_dir=str(tmp_path_factory.mktemp("files")))
+    """A server with default options, but for its files: the user's own are none of a test's business."""
+    config = ServerConfig(files_dir=str(tmp_path_factory.mktemp("archive")))
     with serving(create_app(config, ("tiny",), engine)) as running:
         yield running
 

@@ -1,6 +1,7 @@
 """OpenAI's own client on every route: answers, streams, errors, many at once, and callers who go away."""
 
 import asyncio
+import json
 import time
 from types import SimpleNamespace
 
@@ -53,6 +54,23 @@ def test_every_route_answers_the_synchronous_client(client):
     assert len(client.embeddings.create(model="tiny", input=["a", "b"]).data) == 2
     found = client.post("/score", body={"text_1": "a", "text_2": "a"}, cast_to=object)
     assert found["data"][0]["score"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_files_and_batches_of_the_synchronous_client(client):
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "import", "max_tokens": 4}}
+    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    end_s = time.monotonic() + 20
+    while batch.status not in ("completed", "failed") and time.monotonic() < end_s:
+        time.sleep(0.02)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.status == "completed", batch
+    (row,) = map(json.loads, client.files.content(batch.output_file_id).text.splitlines())
+    assert row["response"]["body"]["usage"]["completion_tokens"] == 4
+    assert batch.id in [each.id for each in client.batches.list()]
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
 
 
 def test_64_at_once_are_the_answers_of_the_offline_engine(server, run):

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from jaxserve.openai.batch import BatchBody
 from jaxserve.server.archive import archive_of
-from jaxserve.server.bodies import documents, read_body
+from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import caller_of, headers_meta, owned
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.pages import page, parameters
@@ -14,7 +14,7 @@ router = APIRouter()
 _ENDED = {"responses": {"409": {"description": "The batch has ended."}}}
 
 
-@router.post("/v1/batches", openapi_extra=documents(BatchBody))
+@router.post("/v1/batches", openapi_extra=documents(BatchBody, answers("batch", "id", "status", "input_file_id")))
 async def create(request: Request) -> Response:
     """Begin a batch."""
     _, _, batches = await archive_of(request).open()
