@@ -357,7 +357,8 @@ class AsyncEngine:
             self._end("the engine is shut down")
         except BaseException as error:  # the books of the engine cannot be trusted any more
             _log.critical("the engine has failed", exc_info=True)
-            self._end(f"the engine has failed ({type(error).__name__}: {error!s:.200}); restart it")
+            # Its type only: what it says may quote a prompt, and everybody reads this.
+            self._end(f"the engine has failed ({type(error).__name__}); restart it, its log says more")
             if not isinstance(error, Exception):
                 raise
 

@@ -44,6 +44,11 @@ class LLM:
         self._submitted: deque[Event] = deque()  # the inbox of all that came by `submit`
 
     @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._built.max_model_len
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer.
 

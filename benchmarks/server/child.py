@@ -60,7 +60,7 @@ class Probes:
             "late_p50_s": delays[len(delays) // 2] if delays else 0.0,
             "late_p99_s": delays[int(0.99 * (len(delays) - 1))] if delays else 0.0,
             "late_max_s": delays[-1] if delays else 0.0,
-            "late_own_max_s": max((late - queued for late, _, queued in self.late), default=0.0),
+            "on_cpu_max_s": max((cpu for _, cpu, _ in self.late), default=0.0),
             "ticks": len(delays),
             "worst": [{"late_s": late, "on_cpu_s": cpu, "for_cpu_s": queued} for late, cpu, queued in worst],
             "gc_max_s": max(self.stops, default=0.0),

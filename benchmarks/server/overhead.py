@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from record import append
-from server.rig import Offline, Work, serving
+from server.rig import Offline, Work, load, serving
 from server.throughput import RESULTS, arguments
 
 
@@ -53,7 +53,7 @@ def main() -> int:
     for name, values in {**found, "process more than offline": more}.items():
         print(f"{name:<28}{statistics.median(values):8.1f} us a token")
         if not options.no_record:
-            case = {"model": Path(options.model).name, "concurrency": options.concurrency} | engine | sizes
+            case = {"model": Path(options.model).name, "concurrency": options.concurrency} | engine | sizes | load()
             append(RESULTS, case | {"what": name}, "CPU time per streamed token", "us", values)
     return 0
 

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -137,3 +138,8 @@ class Offline:
         outputs = self._llm.generate(prompts, params)
         spent = time.perf_counter() - began, time.process_time() - cpu
         return *spent, [output.outputs[0].text for output in outputs]
+
+
+def load() -> dict[str, float]:
+    """How many processes wanted to run in the last minute: beyond the number of cores, times are those of a crowd."""
+    return {"load_average": round(os.getloadavg()[0], 1)}

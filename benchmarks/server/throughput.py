@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from record import append
-from server.rig import Offline, Work, serving
+from server.rig import Offline, Work, load, serving
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "server.jsonl"
 
@@ -63,7 +63,7 @@ def main() -> int:
     ratio = statistics.median(row[1] / row[0] for row in rows)
     print(f"HTTP / offline, median of {len(rows)} pairs: {ratio:.3f}")
     if not options.no_record:
-        case = {"model": Path(options.model).name, "concurrency": options.concurrency} | engine | sizes
+        case = {"model": Path(options.model).name, "concurrency": options.concurrency} | engine | sizes | load()
         for index, name in enumerate(("offline", "HTTP")):
             values = [row[index] for row in rows]
             append(
