@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from jaxserve.openai.constraint import GuidedFields, ResponseFormat, only_one
+from jaxserve.openai.constraint import Asked, GuidedFields, ResponseFormat, only_one, told_with
 from jaxserve.openai.envelope import dumps, envelope, frame, usage
 from jaxserve.openai.errors import ApiError
 from jaxserve.openai.fields import NEUTRAL, MetaFields, SamplingFields, StreamOptions
@@ -58,15 +58,29 @@ class CompletionBody(SamplingFields, PromptFields, MetaFields, GuidedFields):
         """
         if self.best_of not in (None, self.n or 1):
             raise ApiError("best_of other than n is not supported", param="best_of", code="unsupported_field")
-        form = None if self.response_format is None else self.response_format.constraint()
-        asked = only_one(response_format=form, structured_outputs=self.structured_outputs, **self.guided())
-        constraint = None if asked is None else asked.constraint
-        more: dict[str, Any] = {"logprobs": self.logprobs, "structured_outputs": constraint}
+        asked = self.asked()
+        more: dict[str, Any] = {"logprobs": self.logprobs}
+        if asked is not None:
+            more["structured_outputs"] = asked.constraint
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
             more["prompt_logprobs"] = self.logprobs
         if self.max_tokens is None or self.prompt_only:
             more["max_tokens"] = 1 if self.prompt_only else 16
-        return self.sampling_params(**more)
+        try:
+            return self.sampling_params(**more)
+        except ApiError as error:
+            if asked is not None and error.param == "structured_outputs":
+                raise told_with(error.message, asked.field) from None
+            raise
+
+    def asked(self) -> Asked | None:
+        """The form that answers must have.
+
+        Raises:
+          ApiError: there are several, or its schema is missing.
+        """
+        form = None if self.response_format is None else self.response_format.constraint()
+        return only_one(response_format=form, structured_outputs=self.structured_outputs, **self.guided())
 
 
 def answer(

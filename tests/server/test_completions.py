@@ -1,6 +1,7 @@
 """/v1/completions through OpenAI's own client."""
 
 import json
+import re
 
 import httpx
 import openai
@@ -129,6 +130,8 @@ def test_a_prompt_is_cut_at_its_beginning(post, engine):
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"guided_regex": "a+", "guided_choice": ["a"]}, "guided_regex"),
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_choice": []}, "guided_choice"),
         ({"deadline_ms": -1}, "deadline_ms"),
         ({"stream_options": {"include_usages": True}}, "include_usages"),
     ],
@@ -137,3 +140,38 @@ def test_what_cannot_be_obeyed_is_refused_by_name(post, body, param):
     answer = post(**body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Ada", "Bob"]}, "old": {"type": "boolean"}},
+    "required": ["name", "old"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "fits"),
+    [
+        ({"guided_choice": ["yes", "no"]}, lambda text: text in ("yes", "no")),
+        ({"guided_regex": "[ab]{3}"}, lambda text: re.fullmatch("[ab]{3}", text)),
+        ({"guided_grammar": 'start: "x" "y"+ "z"'}, lambda text: re.fullmatch("xy+z", text)),
+        (
+            {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
+            lambda text: len(json.loads(text)) == 2,
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
+            lambda text: len(json.loads(text)) == 2,
+        ),
+        ({"guided_json": SCHEMA}, lambda text: len(json.loads(text)) == 2),
+    ],
+    ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
+)
+def test_an_answer_has_the_form_that_was_asked_for(post, more, fits):
+    free = {} if "structured_outputs" in more else {"temperature": 1.3, "seed": 3}  # greedy, it writes spaces for ever
+    answer = post(**more, **free, max_tokens=400)
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert fits(choice["text"]), choice["text"]
