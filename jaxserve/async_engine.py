@@ -1,18 +1,11 @@
 """AsyncEngine: the engine behind asyncio, for servers and notebooks.
 
-One thread runs the engine and nothing else touches it: what others want of it, they put into its queue. News travel the
-other way in one call per step and event loop, whatever the number of requests, and each request's consumer takes from its
-own queue whatever has come: who is slow gets larger pieces.
+A thread of its own runs the engine (`engine_thread.py`). Each request's consumer takes from its own queue whatever has come
+(`stream.py`): who is slow gets larger pieces.
 """
 
 import asyncio
-import contextlib
-import dataclasses
-import logging
-import threading
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -21,9 +14,10 @@ import numpy as np
 from jaxserve import distributed
 from jaxserve.build import Built
 from jaxserve.config import EngineConfig
-from jaxserve.errors import DeviceError, JaxserveError, UnavailableError
+from jaxserve.engine_thread import EngineThread
+from jaxserve.errors import DeviceError
 from jaxserve.intake import Intake, Prompt, score_of, vectors_of
-from jaxserve.output import Event, RequestOutput, Score
+from jaxserve.output import RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.sampling.grammar import Compiling, without_waiting
 from jaxserve.stream import Stream
@@ -33,7 +27,6 @@ from jaxserve.tokenizer import Tokenizer
 T = TypeVar("T")
 
 _WINDOW = 256  # requests of one `finish_all`
-_log = logging.getLogger(__name__)
 
 
 class AsyncEngine:
@@ -74,19 +67,9 @@ class AsyncEngine:
         self.config = config
         self.max_requests = max_requests
         self._built = built
-        self._engine = built.engine
-        self.listeners: list[Callable[[Stream], None]] = []  # told of each request that is taken, on its event loop
-        cfg = self._built.model
-        self.intake = Intake(self._built.tokenizer, cfg.eos_token_ids, self._engine.check, vocab_size=cfg.vocab_size)
-        self._streams: dict[str, Stream] = {}  # of unfinished requests; changed under the lock
-        self._closed = ""  # why no request is taken any more
-        self._lock = threading.Lock()  # between a look at the two above and what follows from it
-        self._commands: deque[Callable[[], None]] = deque()
-        self._has_news = threading.Event()  # for the engine's thread: a command, or the end
-        self._is_leaving = False
-        self._has_ended = False  # nobody takes commands any more
-        self._thread = threading.Thread(target=self._work, name="jaxserve-engine", daemon=True)
-        self._thread.start()
+        cfg = built.model
+        self.intake = Intake(built.tokenizer, cfg.eos_token_ids, built.engine.check, vocab_size=cfg.vocab_size)
+        self._thread = EngineThread(built.engine, max_requests)
 
     @classmethod
     async def load(cls, model: str | Path, **options: Any) -> Self:
@@ -113,19 +96,24 @@ class AsyncEngine:
         return self._built.model.embed_size
 
     @property
+    def listeners(self) -> list[Callable[[Stream], None]]:
+        """Told of each request that is taken, on its event loop."""
+        return self._thread.listeners
+
+    @property
     def num_unfinished(self) -> int:
         """Requests that were taken and have not ended."""
-        return len(self._streams)
+        return self._thread.num_unfinished
 
     @property
     def has_failed(self) -> bool:
         """Whether nothing but a new engine can help."""
-        return self._has_ended and not self._is_leaving
+        return self._thread.has_failed
 
     @property
     def failure(self) -> str:
         """Why the engine takes no requests any more; empty while it does."""
-        return self._closed
+        return self._thread.failure
 
     @property
     def window(self) -> int:
@@ -167,21 +155,7 @@ class AsyncEngine:
         Raises:
           UnavailableError: too many requests are unfinished, or the engine is shut down.
         """
-        if not request.arrival_s:  # else its wait for a step to end would be nobody's
-            request = dataclasses.replace(request, arrival_s=self._engine.pipeline.now_s())
-        stream = Stream(request, asyncio.get_running_loop(), self.abort)
-        with self._lock:
-            if self._closed:
-                raise UnavailableError(self._closed)
-            if self.max_requests is not None and len(self._streams) >= self.max_requests:
-                raise UnavailableError(f"{len(self._streams)} requests are under way already", remedy="Try again later")
-            if request.request_id in self._streams:
-                raise ValueError(f"request id {request.request_id!r} is in use")
-            self._streams[request.request_id] = stream
-            self._tell(lambda: self._add(stream, text))
-        for listener in self.listeners:
-            listener(stream)
-        return stream
+        return self._thread.start(request, text)
 
     async def generate(
         self,
@@ -256,26 +230,11 @@ class AsyncEngine:
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or only its answer `index`; its last events still come. What has ended is ignored."""
-        if not self._has_ended:
-            self._tell(lambda: self._deliver(self._engine.abort(request_id, index)))
+        self._thread.abort(request_id, index)
 
     async def ask(self, question: Callable[[], T]) -> T:
         """Call a function between two steps, on the engine's thread, and wait for what it returns."""
-        answer: Future[T] = Future()
-
-        def reply() -> None:
-            if not answer.set_running_or_notify_cancel():
-                return  # the asker did not wait
-            try:
-                answer.set_result(question())
-            except Exception as error:  # noqa: BLE001  it is the asker's
-                answer.set_exception(error)
-
-        with self._lock:
-            if self._has_ended:
-                raise UnavailableError(self._closed)
-            self._tell(reply)
-        return await asyncio.wrap_future(answer)
+        return await self._thread.ask(question)
 
     async def set_priority(self, request_id: str, priority: float) -> None:
         """Change a request's priority, for scheduling policies that go by it (smaller goes first).
@@ -283,15 +242,15 @@ class AsyncEngine:
         Raises:
           RequestError: it is no number.
         """
-        await self.ask(lambda: self._engine.set_priority(request_id, priority))
+        await self.ask(lambda: self._built.engine.set_priority(request_id, priority))
 
     async def end_program(self, program: str) -> None:
         """Say that no more requests of a program will come, so that scheduling policies may forget it."""
-        await self.ask(lambda: self._engine.end_program(program))
+        await self.ask(lambda: self._built.engine.end_program(program))
 
     async def unpin(self, name: str) -> None:
         """Let the prompt beginnings that requests have pinned under this name be evicted."""
-        await self.ask(lambda: self._engine.scheduler.unpin(name))
+        await self.ask(lambda: self._built.engine.scheduler.unpin(name))
 
     async def metrics(self) -> dict[str, Any]:
         """What the engine is and has done; see `LLM.metrics`."""
@@ -300,7 +259,7 @@ class AsyncEngine:
     @property
     def tally(self) -> Tally:
         """What has become of requests. The engine's thread writes it, any may read."""
-        return self._engine.tally
+        return self._built.engine.tally
 
     def counts(self) -> dict[str, Any]:
         """`metrics` at once and from any thread, without clients; two values may be a step apart."""
@@ -308,129 +267,18 @@ class AsyncEngine:
 
     def num_running_of(self, client: str) -> int:
         """Answers of a client that are being computed."""
-        return self._engine.scheduler.accounts.running(client)
+        return self._built.engine.scheduler.accounts.running(client)
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Take no more requests and wait for those under way; after `timeout_s`, abort them. Returns whether none was."""
-        self._refuse("the engine is shutting down")
-        end_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        while self._streams:
-            if end_s is not None and asyncio.get_running_loop().time() >= end_s:
-                for request_id in list(self._streams):
-                    self.abort(request_id)
-                while self._streams:
-                    await asyncio.sleep(0.01)
-                return False
-            await asyncio.sleep(0.01)
-        return True
+        return await self._thread.drain(timeout_s)
 
     def close(self) -> None:
         """Stop the engine's thread. What is under way ends with UnavailableError."""
-        self._refuse("the engine is shut down")
-        self._is_leaving = True
-        self._has_news.set()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._thread.close()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await asyncio.to_thread(self.close)
-
-    # From here on: the engine's thread.
-
-    def _work(self) -> None:
-        """Steps, as long as there is something to do; commands between them."""
-        try:
-            while not self._is_leaving:
-                if not self._engine.has_work:
-                    self._has_news.wait()
-                self._has_news.clear()
-                while self._commands:
-                    self._commands.popleft()()
-                if self._engine.has_work and not self._is_leaving:
-                    events = self._engine.step()
-                    began_s = self._engine.pipeline.now_s()
-                    self._deliver(events)
-                    self._engine.tally.took({"deliver": self._engine.pipeline.now_s() - began_s})
-            self._end("the engine is shut down")
-        except BaseException as error:  # the books of the engine cannot be trusted any more
-            _log.critical("the engine has failed", exc_info=True)
-            # Its type only: what it says may quote a prompt, and everybody reads this.
-            self._end(f"the engine has failed ({type(error).__name__}); restart it, its log says more")
-            if not isinstance(error, Exception):
-                raise
-
-    def _add(self, stream: Stream, text: str | None) -> None:
-        try:
-            self._engine.add(stream.request, text)
-        except JaxserveError as error:
-            self._forget([stream])
-            self._on_loop(stream.loop, _fail, {stream: error})
-
-    def _deliver(self, events: Sequence[Event]) -> None:
-        """Hand events to the event loops of their consumers, in one call for each loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, dict[Stream, list[Event]]] = {}
-        for event in events:
-            stream = self._streams.get(event.request_id)
-            if stream is not None:
-                by_loop.setdefault(stream.loop, {}).setdefault(stream, []).append(event)
-        for loop, by_stream in by_loop.items():
-            # Here and not on the loop: it may be closed before it gets to it, and outputs may have gone on by then.
-            last = {stream for stream, news in by_stream.items() if news[-1].output.finished}
-            self._forget(last)
-            self._on_loop(loop, _push, (by_stream, last))
-
-    def _end(self, reason: str) -> None:
-        """No step will follow: whoever waits is told so."""
-        with self._lock:
-            self._closed, self._has_ended = reason, True
-        streams = list(self._streams.values())
-        self._forget(streams)
-        failed: dict[asyncio.AbstractEventLoop, dict[Stream, JaxserveError]] = {}
-        for stream in streams:
-            failed.setdefault(stream.loop, {})[stream] = UnavailableError(reason)
-        for loop, by_stream in failed.items():
-            self._on_loop(loop, _fail, by_stream)
-        while self._commands:  # questions get an answer; all else has failed already
-            with contextlib.suppress(Exception):
-                self._commands.popleft()()
-
-    def _on_loop(self, loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], argument: Any) -> None:
-        try:
-            loop.call_soon_threadsafe(function, argument)
-        except RuntimeError:  # the loop was closed while its requests were under way: nobody listens any more
-            lost = [stream for stream in list(self._streams.values()) if stream.loop is loop]
-            self._forget(lost)
-            for stream in lost:
-                self._engine.abort(stream.request_id)
-
-    def _forget(self, streams: Collection[Stream]) -> None:
-        with self._lock:
-            for stream in streams:
-                self._streams.pop(stream.request_id, None)
-
-    # From here on: any thread.
-
-    def _refuse(self, reason: str) -> None:
-        with self._lock:
-            self._closed = self._closed or reason
-
-    def _tell(self, command: Callable[[], None]) -> None:
-        self._commands.append(command)
-        self._has_news.set()
-
-
-# On the threads of event loops.
-
-
-def _push(news: tuple[Mapping[Stream, Sequence[Event]], Collection[Stream]]) -> None:
-    by_stream, last = news
-    for stream, events in by_stream.items():
-        stream.push(events, is_last=stream in last)
-
-
-def _fail(by_stream: Mapping[Stream, JaxserveError]) -> None:
-    for stream, error in by_stream.items():
-        stream.fail(error)

@@ -55,7 +55,7 @@ class ServerState:
     def serve(self, engine: AsyncEngine) -> None:
         """From now on it answers."""
         self._review = limits.review(self.config)
-        engine.listeners += [self._charge, self.stats.recent.add, note]
+        engine.listeners.extend([self._charge, self.stats.recent.add, note])
         self.metrics.engine = engine
         engine.intake.reviews.append(self._review)
         self.engine = engine

@@ -52,6 +52,7 @@ def test_what_one_client_has_asked_speeds_up_others_only_if_they_are_not_isolate
 
 def test_long_prompts_and_answers_are_refused_with_the_numbers(engine):
     config = ServerConfig(max_prompt_tokens=50, max_tokens_per_request=8, max_answers_per_request=3)
+    before = [*engine.intake.reviews], [*engine.listeners]
     with serving(create_app(config, ("tiny",), engine)) as server:
         for body, sentence in (
             ({"prompt": PROMPT}, "140 tokens, and this server takes 50"),
@@ -62,7 +63,7 @@ def test_long_prompts_and_answers_are_refused_with_the_numbers(engine):
             with pytest.raises(openai.BadRequestError, match=sentence):
                 ask(server, **body)
         assert len(ask(server, prompt=PROMPT[:9], n=3, max_tokens=8).choices) == 3
-    assert not engine.intake.reviews and not engine.listeners, "the engine is as it was"
+    assert (engine.intake.reviews, engine.listeners) == before, "the engine is as it was"
 
 
 def test_who_does_not_say_how_long_gets_the_most_there_is():
