@@ -65,7 +65,6 @@ class AsyncEngine:
 
     def _begin(self, config: EngineConfig, built: Built, max_requests: int | None) -> None:
         self.config = config
-        self.max_requests = max_requests
         self._built = built
         cfg = built.model
         self.intake = Intake(built.tokenizer, cfg.eos_token_ids, built.engine.check, vocab_size=cfg.vocab_size)
@@ -94,6 +93,11 @@ class AsyncEngine:
     def embedding_size(self) -> int:
         """Numbers of an embedding."""
         return self._built.model.embed_size
+
+    @property
+    def max_requests(self) -> int | None:
+        """Most unfinished requests."""
+        return self._thread.max_requests
 
     @property
     def listeners(self) -> list[Callable[[Stream], None]]:

@@ -32,7 +32,7 @@ class EngineThread:
         """`max_requests`: most unfinished ones; `start` raises UnavailableError beyond that."""
         self.listeners: list[Callable[[Stream], None]] = []  # told of each request that is taken, on its event loop
         self._engine = engine
-        self._max_requests = max_requests
+        self.max_requests = max_requests
         self._streams: dict[str, Stream] = {}  # of unfinished requests; changed under the lock
         self._closed = ""  # why no request is taken any more
         self._lock = threading.Lock()  # between a look at the two above and what follows from it
@@ -70,7 +70,7 @@ class EngineThread:
         with self._lock:
             if self._closed:
                 raise UnavailableError(self._closed)
-            if self._max_requests is not None and len(self._streams) >= self._max_requests:
+            if self.max_requests is not None and len(self._streams) >= self.max_requests:
                 raise UnavailableError(f"{len(self._streams)} requests are under way already", remedy="Try again later")
             if request.request_id in self._streams:
                 raise ValueError(f"request id {request.request_id!r} is in use")

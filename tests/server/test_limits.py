@@ -107,7 +107,7 @@ def test_a_timeout_ends_the_request_in_the_engine(engine):
 
 
 def test_more_requests_than_the_engine_takes_are_refused_and_lost_ones_leave_nothing(engine, monkeypatch):
-    monkeypatch.setattr(engine, "max_requests", 3)
+    monkeypatch.setattr(engine._thread, "max_requests", 3)
     before = asyncio.run(engine.metrics())["output_tokens"]
     body = {"prompt": PROMPT, "max_tokens": 800, "ignore_eos": True, "n": 2}
     with contextlib.ExitStack() as stack:
