@@ -5,6 +5,7 @@ A thread of its own runs the engine (`engine_thread.py`). Each request's consume
 """
 
 import asyncio
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -184,6 +185,7 @@ class AsyncEngine:
         Raises:
           DeviceError: a step failed.
         """
+        stream.patience = sys.maxsize  # for the end; what comes before wakes nobody
         try:
             while await stream.take():
                 pass

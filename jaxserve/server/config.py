@@ -33,6 +33,9 @@ class ServerConfig:
     response_store_bytes: int = option(
         64 << 20, "most memory for responses that can be asked for again (/v1/responses), in bytes; 0: none are kept"
     )
+    stream_interval: int = option(
+        1, "tokens of a stream that go into one chunk; more cost the server less (the first is sent at once)"
+    )
     max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
     max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
 
@@ -142,6 +145,7 @@ class ServerConfig:
 
 
 _COUNTS = (
+    "stream_interval",
     "max_requests",
     "max_body_bytes",
     "max_prompt_tokens",

@@ -7,6 +7,7 @@ that touches streams happens on the event loop.
 import asyncio
 import contextlib
 import queue
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -155,6 +156,7 @@ class Lane:
     async def _follow(self, stream: Stream) -> None:
         """The batch is told when a prompt is computed, and when its answer is there."""
         news: Sequence[Event] = ()
+        stream.patience = sys.maxsize  # the first ones, and the last
         try:
             while more := await stream.take():
                 if not news:

@@ -1,6 +1,8 @@
-"""The events of several streams as they come."""
+"""The events of several streams as they come, several of one answer as one."""
 
 import asyncio
+import dataclasses
+import itertools
 from collections.abc import AsyncIterator, Sequence
 
 from jaxserve.errors import DeviceError
@@ -8,13 +10,17 @@ from jaxserve.output import Event
 from jaxserve.stream import Stream
 
 
-async def merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, list[Event]]]:
-    """(number of the stream, its news); leaving early ends the requests.
+async def merged(streams: Sequence[Stream], patience: int = 1) -> AsyncIterator[tuple[int, list[Event]]]:
+    """(number of the stream, its news, one event for each of its answers); leaving early ends the requests.
+
+    `patience`: events of each answer that are waited for, but for the first ones and the last; see Stream.
 
     Raises:
       DeviceError: a step failed, and with it a request.
       UnavailableError: the engine has failed.
     """
+    for stream in streams:
+        stream.patience = patience * stream.request.params.n
     try:
         if len(streams) == 1:  # nearly always
             while events := await streams[0].take():
@@ -52,4 +58,21 @@ async def _forward(number: int, stream: Stream, queue: asyncio.Queue[tuple[int, 
 def _good(events: list[Event]) -> list[Event]:
     if events[-1].output.error:
         raise DeviceError(events[-1].output.error)
-    return events
+    return events if len(events) == 1 else joined(events)
+
+
+def joined(events: Sequence[Event]) -> list[Event]:
+    """What came of each answer since the last time as one event."""
+    by_index: dict[int, list[Event]] = {}
+    for event in events:
+        by_index.setdefault(event.index, []).append(event)
+    return [_one(parts) if len(parts) > 1 else parts[0] for parts in by_index.values()]
+
+
+def _one(parts: Sequence[Event]) -> Event:
+    last = parts[-1]
+    return dataclasses.replace(
+        last,
+        text="".join([part.text for part in parts]),
+        token_ids=tuple(itertools.chain.from_iterable(part.token_ids for part in parts)),
+    )

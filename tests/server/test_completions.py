@@ -7,6 +7,10 @@ import httpx
 import openai
 import pytest
 
+from jaxserve.server.app import create_app
+from jaxserve.server.config import ServerConfig
+from tests.server.conftest import serving
+
 ASKED = {"model": "tiny", "prompt": "def add(a, b):", "max_tokens": 12, "temperature": 0}
 
 
@@ -175,3 +179,20 @@ def test_an_answer_has_the_form_that_was_asked_for(post, more, fits):
     choice = answer.json()["choices"][0]
     assert choice["finish_reason"] == "stop"
     assert fits(choice["text"]), choice["text"]
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": 1}, {"n": 2}])
+def test_larger_chunks_say_the_same(client, engine, more):
+    asked = {"model": "tiny", "prompt": "def add(a, b):", "max_tokens": 14, "temperature": 0} | more
+    whole = client.completions.create(**asked)
+    with (
+        serving(create_app(ServerConfig(stream_interval=4), ("tiny",), engine)) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as patient,
+    ):
+        choices = [c for chunk in patient.completions.create(**asked, stream=True) for c in chunk.choices]
+    assert len(choices) <= 6 * asked.get("n", 1)
+    for choice in whole.choices:
+        parts = [part for part in choices if part.index == choice.index]
+        assert "".join(part.text for part in parts) == choice.text
+        if choice.logprobs:
+            assert [t for part in parts for t in part.logprobs.tokens] == choice.logprobs.tokens

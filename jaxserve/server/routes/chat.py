@@ -32,13 +32,13 @@ async def chat_completions(request: Request) -> Response:
     turn, response_id = body.turn(state.dialect), new_id(PREFIX)
     stream = await start(engine, turn, meta, response_id)
     if body.stream:
-        return EventStream(_frames(stream, Chunks(body, turn, response_id, model)))
+        return EventStream(_frames(stream, Chunks(body, turn, response_id, model), state.config.stream_interval))
     output = await while_there(request, engine.finish(stream))
     return await told(engine, output, lambda: JsonResponse(answer(body, turn, response_id, model, output)))
 
 
-async def _frames(stream: Stream, chunks: Chunks) -> AsyncIterator[bytes]:
-    async for _, events in merged([stream]):
+async def _frames(stream: Stream, chunks: Chunks, interval: int) -> AsyncIterator[bytes]:
+    async for _, events in merged([stream], interval):
         content = b"".join([chunks.of(event) for event in events])
         if content:
             yield content

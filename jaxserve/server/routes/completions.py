@@ -38,7 +38,7 @@ async def completions(request: Request) -> Response:
     streams = await start(state, body, params, meta, response_id)
     if body.stream:
         chunks = Chunks(body, response_id, model, state.tokenizer)
-        return EventStream(_frames(streams, chunks))
+        return EventStream(_frames(streams, chunks, state.config.stream_interval))
     outputs = await while_there(request, finish(state, streams))
     return JsonResponse(answer(body, response_id, model, outputs, state.tokenizer))
 
@@ -81,8 +81,8 @@ async def finish(state: ServerState, streams: list[Stream]) -> list[RequestOutpu
             stream.abort()
 
 
-async def _frames(streams: list[Stream], chunks: Chunks) -> AsyncIterator[bytes]:
-    async for number, events in merged(streams):
+async def _frames(streams: list[Stream], chunks: Chunks, interval: int) -> AsyncIterator[bytes]:
+    async for number, events in merged(streams, interval):
         content = b"".join([chunks.of(number, event) for event in events])
         if content:
             yield content
