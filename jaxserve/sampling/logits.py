@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from jaxserve.sharding.collectives import max_over, num_shards, shard_index, sum_over
 
 IN_PROMPT = 1 << 30  # flag beside the count of a token: it occurs in the prompt
+_MASK_ROWS = 8  # whose masks are unpacked at a time
 
 
 def penalise(
@@ -54,9 +55,12 @@ def unpack(masks_sw: UInt[Array, "s w"], size: int) -> Bool[Array, "s v"]:
 
 
 def _bits(words_sw: UInt[Array, "s w"]) -> Bool[Array, "s v"]:
-    place_11b = jnp.arange(32, dtype=jnp.uint32)[None, None, :]
-    bits_swb = (words_sw[:, :, None] >> place_11b) & jnp.uint32(1)
-    return bits_swb.reshape(words_sw.shape[0], -1).astype(jnp.bool_)
+    # Some rows at a time: a TPU fills the axis of 32 bits up to 128, so all rows at once would need the most memory of a step.
+    def of_row(words_w: jax.Array) -> jax.Array:
+        place_1b = jnp.arange(32, dtype=jnp.uint32)[None, :]
+        return ((words_w[:, None] >> place_1b) & jnp.uint32(1) == 1).reshape(-1)
+
+    return jax.lax.map(of_row, words_sw, batch_size=min(_MASK_ROWS, words_sw.shape[0]))
 
 
 def obey(
