@@ -55,7 +55,7 @@ def unpack(masks_sw: UInt[Array, "s w"], size: int) -> Bool[Array, "s v"]:
 
 
 def _bits(words_sw: UInt[Array, "s w"]) -> Bool[Array, "s v"]:
-    # Some rows at a time: a TPU fills the axis of 32 bits up to 128, so all rows at once would need the most memory of a step.
+    # Some rows at a time: a TPU fills the axis of 32 bits up to 128, and all rows at once would be the most a step needs.
     def of_row(words_w: jax.Array) -> jax.Array:
         place_1b = jnp.arange(32, dtype=jnp.uint32)[None, :]
         return ((words_w[:, None] >> place_1b) & jnp.uint32(1) == 1).reshape(-1)
