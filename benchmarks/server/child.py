@@ -135,7 +135,7 @@ def _queued_s(stat: Path) -> float:
 def main() -> None:
     """Serve until the standard input ends."""
     options = json.loads(sys.argv[1])
-    model, made = options.pop("model"), list[Probes]()
+    model, interval, made = options.pop("model"), options.pop("stream_interval", 1), list[Probes]()
 
     def load() -> AsyncEngine:
         engine = AsyncEngine(model, max_requests=4096, progress=False, **options)
@@ -162,7 +162,7 @@ def main() -> None:
 
     threading.Thread(target=obey, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
-        run_server(ServerConfig(port=0, files_dir=folder), (model,), load)
+        run_server(ServerConfig(port=0, files_dir=folder, stream_interval=interval), (model,), load)
 
 
 if __name__ == "__main__":

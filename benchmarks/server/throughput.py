@@ -4,8 +4,8 @@
     python benchmarks/server/throughput.py tiny --concurrency 256 --max-num-seqs 256
 
 Server, client and offline engine are a process each on the same cores, so the client's share of them is a part of what
-HTTP costs here; it is told. Prompt tokens are sent as ids, answers have a fixed length, each token is a chunk unless the
-client is behind. Every text must be that of the offline run.
+HTTP costs here; it is told. Prompt tokens are sent as ids, answers have a fixed length, each token is a chunk
+(`--stream-interval`) unless the client is behind. Every text must be that of the offline run.
 """
 
 import argparse
@@ -36,13 +36,15 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
 
 def main() -> int:
     """Measure, compare, print, record."""
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--stream-interval", type=int, default=1, help="tokens in a chunk")
+    options = parser.parse_args()
     engine = {"max_num_seqs": options.max_num_seqs, "enable_prefix_caching": False}
     sizes = {"num_prompts": options.num_prompts, "prompt": options.prompt, "answer": options.answer}
     tokens = options.num_prompts * options.answer
     offline = Offline(options.model, **engine)
     rows = list[tuple[float, float, float, float, float]]()
-    with serving(model=options.model, **engine) as server:
+    with serving(model=options.model, stream_interval=options.stream_interval, **engine) as server:
         for seed in range(options.repeats + 1):
             work = Work(concurrency=options.concurrency, seed=seed, **sizes)
             wall_s, cpu_s, texts = offline.measure(options.model, work)
@@ -63,7 +65,12 @@ def main() -> int:
     ratio = statistics.median(row[1] / row[0] for row in rows)
     print(f"HTTP / offline, median of {len(rows)} pairs: {ratio:.3f}")
     if not options.no_record:
-        case = {"model": Path(options.model).name, "concurrency": options.concurrency} | engine | sizes | load()
+        case = {
+            "model": Path(options.model).name,
+            "concurrency": options.concurrency,
+            "stream_interval": options.stream_interval,
+        }
+        case |= engine | sizes | load()
         for index, name in enumerate(("offline", "HTTP")):
             values = [row[index] for row in rows]
             append(
