@@ -5,9 +5,11 @@ from typing import Any, TypeVar
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import RequestError
+from jaxserve.intake import Prompt
 from jaxserve.openai.constraint import told_with
 from jaxserve.openai.turn import Turn
 from jaxserve.output import RequestOutput
+from jaxserve.request import SamplingParams
 from jaxserve.stream import Stream
 
 T = TypeVar("T")
@@ -25,12 +27,17 @@ async def start(engine: AsyncEngine, turn: Turn, meta: Mapping[str, Any], reques
 
     def make():
         prompt = turn.prompt(engine.intake.tokenizer)
-        try:
-            return engine.intake.request(prompt, turn.params, meta=meta, request_id=request_id)
-        except RequestError as error:
-            raise told_with(str(error), turn.form) if "structured_outputs" in str(error) else error from None
+        return made(engine, prompt, turn.params, turn.form, meta=meta, request_id=request_id)
 
     return engine.start(*await engine.prepare(make))
+
+
+def made(engine: AsyncEngine, prompt: Prompt, params: SamplingParams, form: str | None, **named: Any) -> Any:
+    """What `Intake.request` makes. A fault of a constraint is told with `form`, the field that asked for it."""
+    try:
+        return engine.intake.request(prompt, params, **named)
+    except RequestError as error:
+        raise told_with(str(error), form) if form and "structured_outputs" in str(error) else error from None
 
 
 async def told(engine: AsyncEngine, output: RequestOutput, work: Callable[[], T]) -> T:

@@ -7,9 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from jaxserve.errors import RequestError
 from jaxserve.openai.completion import PREFIX, Chunks, CompletionBody, answer
-from jaxserve.openai.constraint import told_with
 from jaxserve.openai.envelope import new_id
 from jaxserve.output import RequestOutput
 from jaxserve.request import SamplingParams
@@ -19,6 +17,7 @@ from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
 from jaxserve.server.sse import EventStream, while_there
 from jaxserve.server.state import ServerState, state_of
+from jaxserve.server.turns import made
 from jaxserve.stream import Stream
 
 router = APIRouter()
@@ -52,18 +51,14 @@ async def start(
     def one(number: int, prompt: str | list[int]) -> Any:
         request_id = response_id if len(prompts) == 1 else f"{response_id}-{number}"
         ready = body.ready(prompt, tokenizer, engine.max_model_len - (params.max_tokens or 1))
-        try:
-            return engine.intake.request(ready, params, meta=meta, request_id=request_id)
-        except RequestError as error:
-            raise (
-                told_with(str(error), asked.field) if asked and "structured_outputs" in str(error) else error
-            ) from None
+        return made(engine, ready, params, form, meta=meta, request_id=request_id)
 
     prompts, asked = body.prompts, body.asked()
-    made = [await engine.prepare(one, number, prompt) for number, prompt in enumerate(prompts)]
+    form = asked.field if asked else None
+    requests = [await engine.prepare(one, number, prompt) for number, prompt in enumerate(prompts)]
     streams = list[Stream]()
     try:
-        for each in made:
+        for each in requests:
             streams.append(engine.start(*each))
     except BaseException:
         for stream in streams:
