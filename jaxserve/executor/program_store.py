@@ -1,0 +1,203 @@
+"""Compiled programs on disk, so that the next start neither traces nor lowers them.
+
+JAX's own cache of compilations looks a program up by its lowered text, and making that is most of a start. Here the key is
+what the text is made from: our sources, the versions of all that takes part, JAX's options, the machine, the model and the
+arguments. It cannot see functions that were replaced at run time. What is missing, damaged or cannot be kept is compiled.
+
+Whoever can write a program can run code here, so folders and files that others may write to are not read.
+"""
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pickle
+import platform
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import serialize_executable
+
+import jaxserve
+from jaxserve.config import compiler_flags
+from jaxserve.executor.compiles import count_reads
+
+_STARTED_S = time.time()  # our sources are read about now
+_MOST_BYTES = 2 << 30  # of all programs; beyond that, those go whose last use is longest ago
+_DIGEST_SIZE = hashlib.sha256().digest_size
+# Who makes the programs. The rest of the package (scheduler, server, ...) is above these, and they do not know it.
+_MAKERS = ("executor", "models", "pallas_kernels", "sampling", "sharding", "memory")
+_SOURCES = (".py", ".cc", ".h", ".json")
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "libtpu", "jax-triton", "triton")
+_BOOKKEEPING = ("jax_compilation_cache_", "jax_persistent_cache_")  # options of JAX that change no program
+_OTHERS_MAY_WRITE = 0o022
+# What `serialize` raises for a program that lives in this process only: one that calls back into Python, for example.
+_CANNOT_BE_KEPT = (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError, pickle.PicklingError)
+
+_log = logging.getLogger(__name__)
+
+
+class Program(NamedTuple):
+    """A jitted function, and arguments like those that it will be called with (or their shapes)."""
+
+    function: Any
+    args: tuple[Any, ...]
+
+    def compile(self) -> Callable[..., Any]:
+        """Trace, lower, compile."""
+        return self.function.lower(*self.args).compile()
+
+
+class ProgramStore:
+    """Programs for some devices. Several threads and processes may use one folder at once."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any], devices: Sequence[Any]):
+        """`folder` is ours alone; `facts` tell all that decides a program, but for its name and arguments."""
+        self._folder, self._devices = folder, tuple(devices)
+        self._facts = repr((sorted(facts.items()), [(d.id, d.device_kind) for d in devices]))
+        self.loaded: list[Any] = []  # names of programs that were found
+
+    def get(self, name: Any, program: Program) -> Callable[..., Any]:
+        """The compiled program; from disk, if it is there."""
+        key = hashlib.sha256(repr((self._facts, name, _describe(program.args))).encode()).hexdigest()
+        path = self._folder / key[:40]
+        found = self._load(path)
+        if found is not None:
+            self.loaded.append(name)
+            return found
+        reads = count_reads()
+        compiled = program.compile()
+        # On CPU a program that came from JAX's own cache would be written without its code (0.10.2, 0.11.2).
+        if count_reads() == reads:
+            self._save(path, compiled)
+        return compiled
+
+    def trim(self) -> None:
+        """Delete what was not used for longest, until the rest is small enough."""
+        kept_bytes = 0
+        for _, size, path in sorted(_files(self._folder.iterdir()), reverse=True):
+            kept_bytes += size
+            if kept_bytes > _MOST_BYTES:
+                path.unlink(missing_ok=True)
+
+    def _load(self, path: Path) -> Callable[..., Any] | None:
+        try:
+            with path.open("rb") as file:
+                is_ours, text = _is_ours(os.fstat(file.fileno())), file.read()
+            os.utime(path)
+        except OSError:
+            return None  # it is not there
+        digest, content = text[:_DIGEST_SIZE], text[_DIGEST_SIZE:]
+        if not is_ours or hashlib.sha256(content).digest() != digest:
+            reason = "is damaged" if is_ours else "can be written by others"
+            _log.warning("%s %s: the program is compiled again", path, reason)
+            return None
+        try:
+            parts = pickle.loads(content)  # noqa: S301  our own file, as machine code in JAX's cache is
+            return serialize_executable.deserialize_and_load(*parts, execution_devices=self._devices)
+        except Exception as error:  # noqa: BLE001  unpickling and the device's driver may raise anything
+            _log.warning("%s cannot be loaded, and the program is compiled again: %s", path, error)
+            return None
+
+    def _save(self, path: Path, compiled: Any) -> None:
+        try:
+            content = pickle.dumps(serialize_executable.serialize(compiled))
+        except _CANNOT_BE_KEPT as error:
+            _log.debug("a program cannot be kept: %s", error)
+            return
+        try:
+            with tempfile.NamedTemporaryFile(
+                dir=self._folder, delete=False
+            ) as file:  # nobody else may read or write it
+                file.write(hashlib.sha256(content).digest() + content)
+            os.replace(file.name, path)
+        except OSError as error:
+            _log.warning("a compiled program cannot be written: %s", error)
+
+
+def open_store(folder: Path, facts: Mapping[str, Any], devices: Sequence[Any]) -> ProgramStore | None:
+    """A store in `folder`, which is made if it is not there. None, and a line in the log, if it must not be used."""
+    sources = _digest_of_sources(Path(jaxserve.__file__).parent)
+    if sources is None:
+        _log.info("compiled programs are not kept: sources of jaxserve have changed since they were loaded")
+        return None
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_ours = _is_ours(folder.stat())
+    except OSError as error:
+        _log.warning("compiled programs are not kept: %s", error)
+        return None
+    if not is_ours:
+        _log.warning("compiled programs are not kept in %s, because others may write there", folder)
+        return None
+    return ProgramStore(folder, {**facts, "sources": sources, **_surroundings()}, devices)
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return os.name == "posix" and status.st_uid == os.getuid() and not status.st_mode & _OTHERS_MAY_WRITE
+
+
+def _describe(args: tuple[Any, ...]) -> tuple[str, list[Any]]:
+    """Structure, shapes, types and places of arrays."""
+    leaves, structure = jax.tree.flatten(args)
+    names = ("weak_type", "sharding", "committed")
+    return str(structure), [(x.shape, str(x.dtype), *(str(getattr(x, name, None)) for name in names)) for x in leaves]
+
+
+def _surroundings() -> dict[str, Any]:
+    """All but our own sources that every program depends on."""
+    backend = jax.devices()[0].client
+    options = sorted((name, value) for name, value in jax.config.values.items() if not name.startswith(_BOOKKEEPING))
+    return {
+        "python": platform.python_version(),
+        "packages": [_version(name) for name in _PACKAGES],
+        "backend": (backend.platform, backend.platform_version, jax.device_count(), jax.process_count()),
+        "options": repr(options),
+        "flags": compiler_flags(),
+        "processor": _processor(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> tuple[Any, ...]:
+    """What machine code may use: a home folder may be shared by unlike machines."""
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "Features", "isa", "uarch")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux: no list of features, so a program stays on its machine
+        lines, wanted = [platform.processor(), platform.node()], ("",)
+    return platform.machine(), os.cpu_count(), sorted({line for line in lines if line.startswith(wanted)})
+
+
+def _digest_of_sources(package: Path) -> str | None:
+    """Of what makes programs; None if a file is newer than this process, which may then run what is not there any more."""
+    digest = hashlib.sha256()
+    paths = [*package.glob("*"), *(path for name in _MAKERS for path in (package / name).resolve().rglob("*"))]
+    for changed_s, size, path in sorted(_files(paths), key=lambda file: file[2]):
+        if path.suffix in _SOURCES:
+            if changed_s > _STARTED_S:
+                return None
+            digest.update(f"{path.name} {size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(paths: Iterable[Path]) -> Iterator[tuple[float, int, Path]]:
+    """Last change (seconds), bytes and path of each file; those that disappear meanwhile are left out."""
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield status.st_mtime, status.st_size, path
