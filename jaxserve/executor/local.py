@@ -231,7 +231,7 @@ class LocalExecutor:
         return programs
 
     def _compile(self, name: Any, program: Program) -> Callable[..., Any]:
-        return program.compile() if self._store is None else self._store.get(name, program)
+        return program.lower().compile() if self._store is None else self._store.get(name, program)
 
     @property
     def _placement(self) -> Placement[Any] | None:

@@ -2,7 +2,8 @@
 
 JAX's own cache of compilations looks a program up by its lowered text, and making that is most of a start. Here the key is
 what the text is made from: our sources, the versions of all that takes part, JAX's options, the machine, the model and the
-arguments. It cannot see functions that were replaced at run time. What is missing, damaged or cannot be kept is compiled.
+arguments. It cannot see functions that were replaced at run time. A second key has the text in place of the sources, so that
+an edit which changes no program costs no compilation. What is missing, damaged or cannot be kept is compiled.
 
 Whoever can write a program can run code here, so folders and files that others may write to are not read.
 """
@@ -48,34 +49,42 @@ class Program(NamedTuple):
     function: Any
     args: tuple[Any, ...]
 
-    def compile(self) -> Callable[..., Any]:
-        """Trace, lower, compile."""
-        return self.function.lower(*self.args).compile()
+    def lower(self) -> Any:
+        """Trace and lower."""
+        return self.function.lower(*self.args)
 
 
 class ProgramStore:
     """Programs for some devices. Several threads and processes may use one folder at once."""
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], devices: Sequence[Any]):
-        """`folder` is ours alone; `facts` tell all that decides a program, but for its name and arguments."""
-        self._folder, self._devices = folder, tuple(devices)
+    def __init__(self, folder: Path, facts: Mapping[str, Any], sources: str, devices: Sequence[Any]):
+        """`folder` is ours alone. `sources` (a digest) and `facts` tell all that decides a program, but for its name and
+        arguments."""
+        self._folder, self._sources, self._devices = folder, sources, tuple(devices)
         self._facts = repr((sorted(facts.items()), [(d.id, d.device_kind) for d in devices]))
-        self.loaded: list[Any] = []  # names of programs that were found
+        self.loaded: list[Any] = []  # names of programs that were not compiled
 
     def get(self, name: Any, program: Program) -> Callable[..., Any]:
-        """The compiled program; from disk, if it is there."""
-        key = hashlib.sha256(repr((self._facts, name, _describe(program.args))).encode()).hexdigest()
-        path = self._folder / key[:40]
-        found = self._load(path)
-        if found is not None:
-            self.loaded.append(name)
-            return found
-        reads = count_reads()
-        compiled = program.compile()
-        # On CPU a program that came from JAX's own cache would be written without its code (0.10.2, 0.11.2).
-        if count_reads() == reads:
-            self._save(path, compiled)
-        return compiled
+        """The compiled program: from disk if it was made by the same sources, or if others made the same text of it."""
+        about = (self._facts, name, _describe(program.args))
+        by_sources = self._path(about, self._sources)
+        content = self._read(by_sources)
+        if content is None:
+            lowered = program.lower()
+            text = _text(lowered)
+            by_text = None if text is None else self._path(about, text)
+            content = None if by_text is None else self._read(by_text)
+            if content is None:
+                return self._compile(lowered, filter(None, (by_text, by_sources)))
+            self._write(by_sources, content)
+        try:
+            parts = pickle.loads(content)  # noqa: S301  our own file, as machine code in JAX's cache is
+            loaded = serialize_executable.deserialize_and_load(*parts, execution_devices=self._devices)
+        except Exception as error:  # noqa: BLE001  unpickling and the device's driver may raise anything
+            _log.warning("a program is compiled again, because %s cannot be loaded: %s", by_sources, error)
+            return self._compile(program.lower(), [by_sources])
+        self.loaded.append(name)
+        return loaded
 
     def trim(self) -> None:
         """Delete what was not used for longest, until the rest is small enough."""
@@ -85,31 +94,38 @@ class ProgramStore:
             if kept_bytes > _MOST_BYTES:
                 path.unlink(missing_ok=True)
 
-    def _load(self, path: Path) -> Callable[..., Any] | None:
-        try:
-            with path.open("rb") as file:
-                is_ours, text = _is_ours(os.fstat(file.fileno())), file.read()
-            os.utime(path)
-        except OSError:
-            return None  # it is not there
-        digest, content = text[:_DIGEST_SIZE], text[_DIGEST_SIZE:]
-        if not is_ours or hashlib.sha256(content).digest() != digest:
-            reason = "is damaged" if is_ours else "can be written by others"
-            _log.warning("%s %s: the program is compiled again", path, reason)
-            return None
-        try:
-            parts = pickle.loads(content)  # noqa: S301  our own file, as machine code in JAX's cache is
-            return serialize_executable.deserialize_and_load(*parts, execution_devices=self._devices)
-        except Exception as error:  # noqa: BLE001  unpickling and the device's driver may raise anything
-            _log.warning("%s cannot be loaded, and the program is compiled again: %s", path, error)
-            return None
-
-    def _save(self, path: Path, compiled: Any) -> None:
+    def _compile(self, lowered: Any, paths: Iterable[Path]) -> Callable[..., Any]:
+        reads = count_reads()
+        compiled = lowered.compile()
+        if count_reads() > reads:  # on CPU what came from JAX's own cache would be written without its code
+            return compiled
         try:
             content = pickle.dumps(serialize_executable.serialize(compiled))
         except _CANNOT_BE_KEPT as error:
             _log.debug("a program cannot be kept: %s", error)
-            return
+        else:
+            for path in paths:
+                self._write(path, content)
+        return compiled
+
+    def _path(self, *key: Any) -> Path:
+        return self._folder / hashlib.sha256(repr(key).encode()).hexdigest()[:40]
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            with path.open("rb") as file:
+                is_ours, whole = _is_ours(os.fstat(file.fileno())), file.read()
+            os.utime(path)  # it is in use
+        except OSError:
+            return None  # it is not there
+        digest, content = whole[:_DIGEST_SIZE], whole[_DIGEST_SIZE:]
+        if is_ours and hashlib.sha256(content).digest() == digest:
+            return content
+        reason = "it is damaged" if is_ours else "others may write to it"
+        _log.warning("%s is not used, because %s", path, reason)
+        return None
+
+    def _write(self, path: Path, content: bytes) -> None:
         try:
             with tempfile.NamedTemporaryFile(
                 dir=self._folder, delete=False
@@ -135,7 +151,7 @@ def open_store(folder: Path, facts: Mapping[str, Any], devices: Sequence[Any]) -
     if not is_ours:
         _log.warning("compiled programs are not kept in %s, because others may write there", folder)
         return None
-    return ProgramStore(folder, {**facts, "sources": sources, **_surroundings()}, devices)
+    return ProgramStore(folder, {**facts, **_surroundings()}, sources, devices)
 
 
 def _is_ours(status: os.stat_result) -> bool:
@@ -147,6 +163,15 @@ def _describe(args: tuple[Any, ...]) -> tuple[str, list[Any]]:
     leaves, structure = jax.tree.flatten(args)
     names = ("weak_type", "sharding", "committed")
     return str(structure), [(x.shape, str(x.dtype), *(str(getattr(x, name, None)) for name in names)) for x in leaves]
+
+
+def _text(lowered: Any) -> str | None:
+    """What decides a program, whoever made it. None if unused arguments have been dropped: which, the text does not say."""
+    text = lowered.as_text()
+    head = next(line for line in text.splitlines() if "func public @main(" in line)
+    if head.count("%arg") != len(jax.tree.leaves(lowered.args_info)):
+        return None
+    return f"{lowered.out_tree} {text}"
 
 
 def _surroundings() -> dict[str, Any]:
