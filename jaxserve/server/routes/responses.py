@@ -7,8 +7,8 @@ from starlette.responses import Response as HttpResponse
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import JaxserveError
-from jaxserve.openai.envelope import new_id
 from jaxserve.openai.errors import ApiError, api_error
+from jaxserve.openai.ids import new_id
 from jaxserve.openai.messages import Message
 from jaxserve.openai.response_output import Response
 from jaxserve.openai.responses import PREFIX, ResponseBody
