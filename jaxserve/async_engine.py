@@ -5,7 +5,6 @@ A thread of its own runs the engine (`engine_thread.py`). Each request's consume
 """
 
 import asyncio
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -21,7 +20,7 @@ from jaxserve.intake import Intake, Prompt, score_of, vectors_of
 from jaxserve.output import RequestOutput, Score
 from jaxserve.request import Request, SamplingParams, Task
 from jaxserve.sampling.grammar import Compiling, without_waiting
-from jaxserve.stream import Stream
+from jaxserve.stream import WHOLE, Stream
 from jaxserve.tally import Tally
 from jaxserve.tokenizer import Tokenizer
 
@@ -185,7 +184,7 @@ class AsyncEngine:
         Raises:
           DeviceError: a step failed.
         """
-        stream.patience = sys.maxsize  # for the end; what comes before wakes nobody
+        stream.pace = WHOLE  # what comes before the end wakes nobody
         try:
             while await stream.take():
                 pass

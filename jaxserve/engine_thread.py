@@ -1,7 +1,6 @@
 """EngineThread: the one thread that runs an engine, and the books of whose request is whose.
 
-Nothing else touches the engine: what others want of it, they put into a queue. News travel the other way in one call per
-step and event loop, whatever the number of requests.
+Nothing else touches the engine: what others want of it, they put into a queue. News travel the other way; see `delivery.py`.
 """
 
 import asyncio
@@ -10,10 +9,11 @@ import dataclasses
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from jaxserve.delivery import Delivery
 from jaxserve.engine import Engine
 from jaxserve.errors import JaxserveError, UnavailableError
 from jaxserve.output import Event
@@ -36,6 +36,7 @@ class EngineThread:
         self._streams: dict[str, Stream] = {}  # of unfinished requests; changed under the lock
         self._closed = ""  # why no request is taken any more
         self._lock = threading.Lock()  # between a look at the two above and what follows from it
+        self._delivery = Delivery(self._lose)
         self._commands: deque[Callable[[], None]] = deque()
         self._has_news = threading.Event()  # for the thread: a command, or the end
         self._is_leaving = False
@@ -154,20 +155,22 @@ class EngineThread:
             self._engine.add(stream.request, text)
         except JaxserveError as error:
             self._forget([stream])
-            self._on_loop(stream.loop, _fail, {stream: error})
+            self._delivery.fail({stream: error})
 
     def _deliver(self, events: Sequence[Event]) -> None:
-        """Hand events to the event loops of their consumers, in one call for each loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, dict[Stream, list[Event]]] = {}
-        for event in events:
-            stream = self._streams.get(event.request_id)
-            if stream is not None:
-                by_loop.setdefault(stream.loop, {}).setdefault(stream, []).append(event)
-        for loop, by_stream in by_loop.items():
-            # Here and not on the loop: it may be closed before it gets to it, and outputs may have gone on by then.
-            last = {stream for stream, news in by_stream.items() if news[-1].output.finished}
-            self._forget(last)
-            self._on_loop(loop, _push, (by_stream, last))
+        """Send events to their consumers; those of a request's last step are its last ones."""
+        news = [(self._streams[event.request_id], event) for event in events if event.request_id in self._streams]
+        # Here and not on the loop: it may be closed before it gets to it, and outputs may have gone on by then.
+        ended = {stream for stream, event in news if event.output.finished}
+        self._forget(ended)
+        self._delivery.send(news, ended, self._engine.pipeline.now_s())
+
+    def _lose(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the requests of an event loop that was closed while they were under way."""
+        lost = [stream for stream in list(self._streams.values()) if stream.loop is loop]
+        self._forget(lost)
+        for stream in lost:
+            self._engine.abort(stream.request_id)
 
     def _end(self, reason: str) -> None:
         """No step will follow: whoever waits is told so."""
@@ -175,23 +178,10 @@ class EngineThread:
             self._closed, self._has_ended = reason, True
         streams = list(self._streams.values())
         self._forget(streams)
-        failed: dict[asyncio.AbstractEventLoop, dict[Stream, JaxserveError]] = {}
-        for stream in streams:
-            failed.setdefault(stream.loop, {})[stream] = UnavailableError(reason)
-        for loop, by_stream in failed.items():
-            self._on_loop(loop, _fail, by_stream)
+        self._delivery.fail({stream: UnavailableError(reason) for stream in streams})
         while self._commands:  # questions get an answer; all else has failed already
             with contextlib.suppress(Exception):
                 self._commands.popleft()()
-
-    def _on_loop(self, loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], argument: Any) -> None:
-        try:
-            loop.call_soon_threadsafe(function, argument)
-        except RuntimeError:  # the loop was closed while its requests were under way: nobody listens any more
-            lost = [stream for stream in list(self._streams.values()) if stream.loop is loop]
-            self._forget(lost)
-            for stream in lost:
-                self._engine.abort(stream.request_id)
 
     def _forget(self, streams: Collection[Stream]) -> None:
         with self._lock:
@@ -207,17 +197,3 @@ class EngineThread:
     def _tell(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
         self._has_news.set()
-
-
-# On the threads of event loops.
-
-
-def _push(news: tuple[Mapping[Stream, Sequence[Event]], Collection[Stream]]) -> None:
-    by_stream, last = news
-    for stream, events in by_stream.items():
-        stream.push(events, is_last=stream in last)
-
-
-def _fail(by_stream: Mapping[Stream, JaxserveError]) -> None:
-    for stream, error in by_stream.items():
-        stream.fail(error)

@@ -1,11 +1,23 @@
 """Stream: what comes of one request, waiting for its consumer."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import NamedTuple
 
 from jaxserve.errors import JaxserveError
 from jaxserve.output import Event, RequestOutput
 from jaxserve.request import Request
+
+
+class Pace(NamedTuple):
+    """How often a stream's consumer wants news. The first ones and the last always come at once."""
+
+    num_events: int = 1  # so many together, or more
+    delay_s: float = 0.0  # most seconds that news wait for the next ones; they do while very many streams are open
+
+
+WHOLE = Pace(num_events=sys.maxsize)  # for who wants the whole answer
 
 
 class Stream:
@@ -20,10 +32,9 @@ class Stream:
         self.loop = loop
         self.output: RequestOutput | None = None  # from the first event on
         self.is_ended = False  # no more events will come
-        self.patience = 1  # events that it takes to wake the consumer; the first and the last ones always do
+        self.pace = Pace()
         self._abort = abort
         self._events: list[Event] = []
-        self._has_begun = False  # the first events were taken
         self._failure: JaxserveError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -33,7 +44,7 @@ class Stream:
         return self.request.request_id
 
     async def take(self) -> list[Event]:
-        """Wait until there are events, `patience` of them, and take all; none are left when the list is empty.
+        """Wait until there are events, and take all; none are left when the list is empty.
 
         Raises:
           RequestError, UnavailableError: the engine did not take the request, or has failed.
@@ -41,14 +52,13 @@ class Stream:
         """
         if self._waiter is not None:
             raise RuntimeError("a stream has one consumer, and another task waits for it already")
-        while not self._is_due:
+        while not self._events and not self.is_ended:
             self._waiter = self.loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
         events, self._events = self._events, []
-        self._has_begun = True
         if not events and self._failure is not None:
             raise self._failure
         return events
@@ -71,18 +81,13 @@ class Stream:
         self._events += events
         self.output = events[-1].output
         self.is_ended = self.is_ended or is_last
-        if self._is_due:
-            self._wake()
+        self._wake()
 
     def fail(self, failure: JaxserveError) -> None:
         """On the event loop: nothing more will come."""
         if not self.is_ended:
             self._failure, self.is_ended = failure, True
             self._wake()
-
-    @property
-    def _is_due(self) -> bool:
-        return self.is_ended or len(self._events) >= (self.patience if self._has_begun else 1)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -135,7 +135,8 @@ def _queued_s(stat: Path) -> float:
 def main() -> None:
     """Serve until the standard input ends."""
     options = json.loads(sys.argv[1])
-    model, interval, made = options.pop("model"), options.pop("stream_interval", 1), list[Probes]()
+    model, made = options.pop("model"), list[Probes]()
+    pace = {name: options.pop(name) for name in ("stream_interval", "stream_delay") if name in options}
 
     def load() -> AsyncEngine:
         engine = AsyncEngine(model, max_requests=4096, progress=False, **options)
@@ -162,7 +163,7 @@ def main() -> None:
 
     threading.Thread(target=obey, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
-        run_server(ServerConfig(port=0, files_dir=folder, stream_interval=interval), (model,), load)
+        run_server(ServerConfig(port=0, files_dir=folder, **pace), (model,), load)
 
 
 if __name__ == "__main__":

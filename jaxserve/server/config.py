@@ -36,6 +36,9 @@ class ServerConfig:
     stream_interval: int = option(
         1, "tokens of a stream that go into one chunk; more cost the server less (the first is sent at once)"
     )
+    stream_delay: float = option(
+        0.05, "most seconds that a token waits for more to share its chunk, while very many streams are open; 0: never"
+    )
     max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
     max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
 
@@ -128,7 +131,7 @@ class ServerConfig:
         for name in ("header_timeout", "stall_timeout", "keep_alive_timeout"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)} must be a number of seconds above 0")
-        for name in ("request_timeout", "drain_timeout"):
+        for name in ("request_timeout", "drain_timeout", "stream_delay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)} must be a number of seconds, 0 or more")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):

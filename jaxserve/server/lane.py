@@ -7,7 +7,6 @@ that touches streams happens on the event loop.
 import asyncio
 import contextlib
 import queue
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,10 @@ from jaxserve.async_engine import AsyncEngine
 from jaxserve.config import EngineConfig
 from jaxserve.errors import JaxserveError, UnavailableError
 from jaxserve.intake import Prompt
+from jaxserve.openai.ids import new_id
 from jaxserve.output import Event
 from jaxserve.request import Request, SamplingParams, Task
-from jaxserve.server.folder import new_id
-from jaxserve.stream import Stream
+from jaxserve.stream import WHOLE, Stream
 from jaxserve.tokenizer import Tokenizer
 
 LATER = 1e9  # added to priorities: for policies that go by them, all of a batch is behind all who wait
@@ -156,7 +155,7 @@ class Lane:
     async def _follow(self, stream: Stream) -> None:
         """The batch is told when a prompt is computed, and when its answer is there."""
         news: Sequence[Event] = ()
-        stream.patience = sys.maxsize  # the first ones, and the last
+        stream.pace = WHOLE
         try:
             while more := await stream.take():
                 if not news:

@@ -7,20 +7,20 @@ from collections.abc import AsyncIterator, Sequence
 
 from jaxserve.errors import DeviceError
 from jaxserve.output import Event
-from jaxserve.stream import Stream
+from jaxserve.stream import Pace, Stream
 
 
-async def merged(streams: Sequence[Stream], patience: int = 1) -> AsyncIterator[tuple[int, list[Event]]]:
+async def merged(streams: Sequence[Stream], pace: Pace) -> AsyncIterator[tuple[int, list[Event]]]:
     """(number of the stream, its news, one event for each of its answers); leaving early ends the requests.
 
-    `patience`: events of each answer that are waited for, but for the first ones and the last; see Stream.
+    `pace` of each answer: a request of several has as many times the events.
 
     Raises:
       DeviceError: a step failed, and with it a request.
       UnavailableError: the engine has failed.
     """
     for stream in streams:
-        stream.patience = patience * stream.request.params.n
+        stream.pace = pace._replace(num_events=pace.num_events * stream.request.params.n)
     try:
         if len(streams) == 1:  # nearly always
             while events := await streams[0].take():

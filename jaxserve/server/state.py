@@ -19,7 +19,7 @@ from jaxserve.server.response_store import ResponseStore
 from jaxserve.server.stats import Stats
 from jaxserve.server.traffic import Traffic
 from jaxserve.server.visit import note
-from jaxserve.stream import Stream
+from jaxserve.stream import Pace, Stream
 from jaxserve.tokenizer import Tokenizer
 
 
@@ -36,6 +36,7 @@ class ServerState:
     traffic: Traffic = dataclasses.field(default_factory=Traffic)
     metrics: Metrics = dataclasses.field(init=False)
     quotas: Quotas = dataclasses.field(init=False)
+    pace: Pace = dataclasses.field(init=False)  # of streamed answers
     responses: ResponseStore = dataclasses.field(init=False)
     _review: Callable[[Request], Request] = dataclasses.field(init=False)
     _dialect: Dialect | None = None
@@ -49,6 +50,7 @@ class ServerState:
             tokens_per_minute=self.config.tokens_per_minute,
             max_concurrency=self.config.max_concurrency_per_client,
         )
+        self.pace = Pace(self.config.stream_interval, self.config.stream_delay)
         if self.engine is not None:
             self.serve(self.engine)
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from jaxserve.openai.chat import PREFIX, ChatBody, Chunks, answer
-from jaxserve.openai.envelope import new_id
+from jaxserve.openai.ids import new_id
 from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
 from jaxserve.server.json import JsonResponse
@@ -14,7 +14,7 @@ from jaxserve.server.merge import merged
 from jaxserve.server.sse import EventStream, while_there
 from jaxserve.server.state import state_of
 from jaxserve.server.turns import start, told
-from jaxserve.stream import Stream
+from jaxserve.stream import Pace, Stream
 
 router = APIRouter()
 
@@ -32,13 +32,13 @@ async def chat_completions(request: Request) -> Response:
     turn, response_id = body.turn(state.dialect), new_id(PREFIX)
     stream = await start(engine, turn, meta, response_id)
     if body.stream:
-        return EventStream(_frames(stream, Chunks(body, turn, response_id, model), state.config.stream_interval))
+        return EventStream(_frames(stream, Chunks(body, turn, response_id, model), state.pace))
     output = await while_there(request, engine.finish(stream))
     return await told(engine, output, lambda: JsonResponse(answer(body, turn, response_id, model, output)))
 
 
-async def _frames(stream: Stream, chunks: Chunks, interval: int) -> AsyncIterator[bytes]:
-    async for _, events in merged([stream], interval):
+async def _frames(stream: Stream, chunks: Chunks, pace: Pace) -> AsyncIterator[bytes]:
+    async for _, events in merged([stream], pace):
         content = b"".join([chunks.of(event) for event in events])
         if content:
             yield content

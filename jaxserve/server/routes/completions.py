@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from jaxserve.openai.completion import PREFIX, Chunks, CompletionBody, answer
-from jaxserve.openai.envelope import new_id
+from jaxserve.openai.ids import new_id
 from jaxserve.output import RequestOutput
 from jaxserve.request import SamplingParams
 from jaxserve.server.bodies import answers, documents, read_body
@@ -18,7 +18,7 @@ from jaxserve.server.merge import merged
 from jaxserve.server.sse import EventStream, while_there
 from jaxserve.server.state import ServerState, state_of
 from jaxserve.server.turns import made
-from jaxserve.stream import Stream
+from jaxserve.stream import Pace, Stream
 
 router = APIRouter()
 
@@ -37,7 +37,7 @@ async def completions(request: Request) -> Response:
     streams = await start(state, body, params, meta, response_id)
     if body.stream:
         chunks = Chunks(body, response_id, model, state.tokenizer)
-        return EventStream(_frames(streams, chunks, state.config.stream_interval))
+        return EventStream(_frames(streams, chunks, state.pace))
     outputs = await while_there(request, finish(state, streams))
     return JsonResponse(answer(body, response_id, model, outputs, state.tokenizer))
 
@@ -76,8 +76,8 @@ async def finish(state: ServerState, streams: list[Stream]) -> list[RequestOutpu
             stream.abort()
 
 
-async def _frames(streams: list[Stream], chunks: Chunks, interval: int) -> AsyncIterator[bytes]:
-    async for number, events in merged(streams, interval):
+async def _frames(streams: list[Stream], chunks: Chunks, pace: Pace) -> AsyncIterator[bytes]:
+    async for number, events in merged(streams, pace):
         content = b"".join([chunks.of(number, event) for event in events])
         if content:
             yield content

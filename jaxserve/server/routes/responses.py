@@ -7,8 +7,8 @@ from starlette.responses import Response as HttpResponse
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import JaxserveError
-from jaxserve.openai.envelope import new_id
 from jaxserve.openai.errors import ApiError, api_error
+from jaxserve.openai.ids import new_id
 from jaxserve.openai.messages import Message
 from jaxserve.openai.response_output import Response
 from jaxserve.openai.responses import PREFIX, ResponseBody
@@ -20,7 +20,7 @@ from jaxserve.server.merge import merged
 from jaxserve.server.sse import EventStream, while_there
 from jaxserve.server.state import ServerState, state_of
 from jaxserve.server.turns import start, told
-from jaxserve.stream import Stream
+from jaxserve.stream import Pace, Stream
 
 router = APIRouter()
 
@@ -61,7 +61,7 @@ async def create_response(request: Request) -> HttpResponse:
     job = _Job(state, client, body, _history(state, client, body.previous_response_id))
     stream = await start(engine, job.turn, meta_of(request, body), job.id)
     if body.stream:
-        return EventStream(_frames(engine, job, stream, state.config.stream_interval), done=b"")
+        return EventStream(_frames(engine, job, stream, state.pace), done=b"")
     output = await while_there(request, engine.finish(stream))
     await told(engine, output, lambda: job.response.whole(output))
     await job.end(engine, output)
@@ -87,10 +87,10 @@ async def delete_response(request: Request, response_id: str) -> HttpResponse:
     return JsonResponse({"id": response_id, "object": "response", "deleted": True})
 
 
-async def _frames(engine: AsyncEngine, job: _Job, stream: Stream, interval: int) -> AsyncIterator[bytes]:
+async def _frames(engine: AsyncEngine, job: _Job, stream: Stream, pace: Pace) -> AsyncIterator[bytes]:
     has_begun = False
     try:
-        async for _, events in merged([stream], interval):
+        async for _, events in merged([stream], pace):
             first = b"" if has_begun else job.response.created()
             has_begun = True
             content = first + b"".join([job.response.of(event) for event in events])
