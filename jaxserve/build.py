@@ -102,7 +102,9 @@ def build(
     started_s = time.perf_counter()
     params = _load_weights(folder, config, plan, mesh)
     loaded_s = time.perf_counter()
-    store = None if programs_folder is None else _program_store(programs_folder, config, plan, mesh, params)
+    store = None
+    if programs_folder is not None:
+        store = _program_store(programs_folder, config, plan, mesh, params, attention_backend)
     executor = _make_executor(config, plan, mesh, params, store)
     executor.warm_up(progress=config.progress)
     runner = executor if followers is None else followers.lead(executor)
@@ -331,9 +333,8 @@ def _use_compilation_cache(choice: str | None) -> Path | None:
     is_alone, jaxs_own = jax.process_count() == 1, getattr(jax.config, "jax_compilation_cache_dir", None)
     if jaxs_own and (choice == "auto" or not is_alone):
         return None
-    folder = (cache_folder() if choice == "auto" else Path(str(choice)).expanduser()) / (
-        "programs" if is_alone else "xla"
-    )
+    folder = cache_folder() if choice == "auto" else Path(str(choice)).expanduser()
+    folder /= "programs" if is_alone else "xla"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -346,17 +347,16 @@ def _use_compilation_cache(choice: str | None) -> Path | None:
 
 
 def _program_store(
-    folder: Path, config: EngineConfig, plan: Plan, mesh: Mesh | None, params: Any
+    folder: Path, config: EngineConfig, plan: Plan, mesh: Mesh | None, params: Any, attention_backend: str
 ) -> ProgramStore | None:
-    """Where the executor's programs are kept, with all that decides them. Asks for the C++ kernels first: a program that is
-    read from disk needs them, too."""
-    facts = {
+    """Where the executor's programs are kept, with all that decides them. The C++ kernels are there by now: they were asked
+    for when it was settled what attends and what multiplies. A program that is read from disk needs them, too."""
+    about = {
         "model": plan.cfg,
-        "dtypes": (str(plan.dtype), str(plan.kv_dtype)),
-        "attention": (config.attention_backend, _attention_backend(config, plan)),
+        "attention": (config.attention_backend, attention_backend),
         "matmul": matmul.chosen(plan.dtype),
         "native": config.native_kernels,
         "mesh": None if mesh is None else mesh.shape_tuple,
     }
     devices = jax.tree.leaves(params)[0].devices() if mesh is None else mesh.devices.flat
-    return open_store(folder, facts, tuple(devices))
+    return open_store(folder, about, tuple(devices))

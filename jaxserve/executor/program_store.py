@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import serialize_executable
 
-import jaxserve
 from jaxserve.config import compiler_flags
 from jaxserve.executor.compiles import count_reads
 
 _STARTED_S = time.time()  # our sources are read about now
 _MOST_BYTES = 2 << 30  # of all programs; beyond that, those go whose last use is longest ago
 _DIGEST_SIZE = hashlib.sha256().digest_size
+_PACKAGE = Path(__file__).parents[1]
 # Who makes the programs. The rest of the package (scheduler, server, ...) is above these, and they do not know it.
 _MAKERS = ("executor", "models", "pallas_kernels", "sampling", "sharding", "memory")
 _SOURCES = (".py", ".cc", ".h", ".json")
@@ -138,7 +138,7 @@ class ProgramStore:
 
 def open_store(folder: Path, facts: Mapping[str, Any], devices: Sequence[Any]) -> ProgramStore | None:
     """A store in `folder`, which is made if it is not there. None, and a line in the log, if it must not be used."""
-    sources = _digest_of_sources(Path(jaxserve.__file__).parent)
+    sources = _digest_of_sources(_PACKAGE)
     if sources is None:
         _log.info("compiled programs are not kept: sources of jaxserve have changed since they were loaded")
         return None
