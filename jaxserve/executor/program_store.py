@@ -2,8 +2,8 @@
 
 JAX's own cache of compilations looks a program up by its lowered text, and making that is most of a start. Here the key is
 what the text is made from: our sources, the versions of all that takes part, JAX's options, the machine, the model and the
-arguments. It cannot see functions that were replaced at run time. A second key has the text in place of the sources, so that
-an edit which changes no program costs no compilation. What is missing, damaged or cannot be kept is compiled.
+arguments. A second key has the text in place of the sources, so that an edit which changes no program costs no compilation.
+What is missing, damaged or cannot be kept is compiled.
 
 Whoever can write a program can run code here, so folders and files that others may write to are not read.
 """
@@ -15,6 +15,7 @@ import os
 import pickle
 import platform
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -127,9 +128,7 @@ class ProgramStore:
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
-            with tempfile.NamedTemporaryFile(
-                dir=self._folder, delete=False
-            ) as file:  # nobody else may read or write it
+            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:  # for nobody else
                 file.write(hashlib.sha256(content).digest() + content)
             os.replace(file.name, path)
         except OSError as error:
@@ -139,8 +138,8 @@ class ProgramStore:
 def open_store(folder: Path, facts: Mapping[str, Any], devices: Sequence[Any]) -> ProgramStore | None:
     """A store in `folder`, which is made if it is not there. None, and a line in the log, if it must not be used."""
     sources = _digest_of_sources(_PACKAGE)
-    if sources is None:
-        _log.info("compiled programs are not kept: sources of jaxserve have changed since they were loaded")
+    if sources is None or _is_patched():
+        _log.info("compiled programs are not kept: this process runs something else than jaxserve's sources on disk")
         return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -202,7 +201,8 @@ def _processor() -> tuple[Any, ...]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux: no list of features, so a program stays on its machine
         lines, wanted = [platform.processor(), platform.node()], ("",)
-    return platform.machine(), os.cpu_count(), sorted({line for line in lines if line.startswith(wanted)})
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return platform.machine(), cores, sorted({line for line in lines if line.startswith(wanted)})
 
 
 def _digest_of_sources(package: Path) -> str | None:
@@ -213,8 +213,15 @@ def _digest_of_sources(package: Path) -> str | None:
         if path.suffix in _SOURCES:
             if changed_s > _STARTED_S:
                 return None
-            digest.update(f"{path.name} {size}\n".encode() + path.read_bytes())
+            digest.update(f"{path.parent.name}/{path.name} {size}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _is_patched() -> bool:
+    """Whether a script or a notebook has put functions of its own in the place of ours, which no digest would see."""
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith("jaxserve.")]
+    values = (value for module in ours for value in list(vars(module).values()))
+    return any(getattr(value, "__module__", None) == "__main__" for value in values)
 
 
 def _files(paths: Iterable[Path]) -> Iterator[tuple[float, int, Path]]:

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from flax import struct
 
+from jaxserve import build
+from jaxserve.errors import ConfigError
 from jaxserve.executor import program_store
 from jaxserve.executor.program_store import Program, ProgramStore, open_store
+from jaxserve.models import llama
 from tests.models import toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +142,35 @@ def test_a_text_does_not_say_which_argument_was_dropped(tmp_path: Path, monkeypa
 def test_sources_that_changed_after_they_were_loaded_are_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(program_store, "_STARTED_S", time.time() - 10 * 365 * 86400)
     assert open_store(tmp_path, {}, jax.devices()[:1]) is None
+
+
+def test_functions_of_a_notebook_in_our_place_are_no_key_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def mine() -> None:
+        pass
+
+    mine.__module__ = "__main__"
+    monkeypatch.setattr(llama, "forward", mine)
+    assert open_store(tmp_path, {}, jax.devices()[:1]) is None
+
+
+def test_where_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JAXSERVE_CACHE", str(tmp_path / "ours"))
+    jaxs_own = jax.config.jax_compilation_cache_dir
+    assert jaxs_own, "as tests have it"
+    assert build._use_compilation_cache("auto") is None
+    assert build._use_compilation_cache("none") is None
+    assert build._use_compilation_cache(str(tmp_path / "asked")) == tmp_path / "asked" / "programs"
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        assert build._use_compilation_cache("auto") == tmp_path / "ours" / "programs"
+        assert build._use_compilation_cache("none") is None
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", jaxs_own)
+    assert (tmp_path / "ours" / "programs").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        build._use_compilation_cache(str(tmp_path / "file"))
 
 
 def test_all_that_makes_programs_is_in_the_digest(tmp_path: Path):
