@@ -1,5 +1,6 @@
 """Config -> engine. The one place that knows both the scheduler and the local executor."""
 
+import contextlib
 import dataclasses
 import time
 from functools import partial
@@ -22,7 +23,7 @@ from jaxserve.executor.ladder import build_ladder
 from jaxserve.executor.local import LocalExecutor
 from jaxserve.executor.lockstep import Followers
 from jaxserve.executor.program import DeviceState
-from jaxserve.executor.program_store import ProgramStore, open_store
+from jaxserve.executor.program_store import ProgramStore, instead_of_jaxs_cache, open_store
 from jaxserve.kv.store import KVStore
 from jaxserve.memory import axes, room
 from jaxserve.memory.plan import Plan, lay_out
@@ -102,11 +103,13 @@ def build(
     started_s = time.perf_counter()
     params = _load_weights(folder, config, plan, mesh)
     loaded_s = time.perf_counter()
-    store = None
+    store, keeping = None, contextlib.nullcontext()
     if programs_folder is not None:
         store = _program_store(programs_folder, config, plan, mesh, params, attention_backend)
-    executor = _make_executor(config, plan, mesh, params, store)
-    executor.warm_up(progress=config.progress)
+        keeping = instead_of_jaxs_cache() if store is not None else keeping
+    with keeping:
+        executor = _make_executor(config, plan, mesh, params, store)
+        executor.warm_up(progress=config.progress)
     runner = executor if followers is None else followers.lead(executor)
     warm_s = time.perf_counter()
     facts = _facts(config, plan) | {
@@ -326,24 +329,24 @@ def _keeps_bits(config: EngineConfig) -> bool:
 
 
 def _use_compilation_cache(choice: str | None) -> Path | None:
-    """Keep compiled programs between runs: those of a single process in the folder that is returned, those of several in
-    JAX's own cache. None, too, if that is turned off, or if the user has set JAX's cache and nothing here."""
+    """Keep compiled programs between runs: the executor's in the folder that is returned, others in JAX's own cache. None if
+    there is none: it is turned off, or there are several processes, or the user has set JAX's cache and nothing here."""
     if choice in (None, "none"):
         return None
-    is_alone, jaxs_own = jax.process_count() == 1, getattr(jax.config, "jax_compilation_cache_dir", None)
-    if jaxs_own and (choice == "auto" or not is_alone):
-        return None
     folder = cache_folder() if choice == "auto" else Path(str(choice)).expanduser()
-    folder /= "programs" if is_alone else "xla"
+    programs, others = folder / "programs", folder / "jax"
+    jaxs_own = getattr(jax.config, "jax_compilation_cache_dir", None)
+    is_users = jaxs_own not in (None, "", str(others))
+    if is_users and choice == "auto":
+        return None
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        programs.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"compilation_cache={str(folder)!r} cannot be used: {error}") from None
-    if is_alone:
-        return folder
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    return None
+    if not is_users:
+        jax.config.update("jax_compilation_cache_dir", str(others))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return programs if jax.process_count() == 1 else None
 
 
 def _program_store(

@@ -8,6 +8,7 @@ What is missing, damaged or cannot be kept is compiled.
 Whoever can write a program can run code here, so folders and files that others may write to are not read.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import logging
@@ -151,6 +152,18 @@ def open_store(folder: Path, facts: Mapping[str, Any], devices: Sequence[Any]) -
         _log.warning("compiled programs are not kept in %s, because others may write there", folder)
         return None
     return ProgramStore(folder, {**facts, **_surroundings()}, sources, devices)
+
+
+@contextlib.contextmanager
+def instead_of_jaxs_cache() -> Iterator[None]:
+    """Let JAX's own cache take nothing of what is compiled meanwhile: what came from there, a store cannot keep."""
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def _is_ours(status: os.stat_result) -> bool:

@@ -155,18 +155,26 @@ def test_functions_of_a_notebook_in_our_place_are_no_key_either(tmp_path: Path, 
 
 def test_where_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("JAXSERVE_CACHE", str(tmp_path / "ours"))
-    jaxs_own = jax.config.jax_compilation_cache_dir
-    assert jaxs_own, "as tests have it"
+    options = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, option) for option in options]
+    assert before[0], "JAX's own, as tests have it"
     assert build._use_compilation_cache("auto") is None
     assert build._use_compilation_cache("none") is None
     assert build._use_compilation_cache(str(tmp_path / "asked")) == tmp_path / "asked" / "programs"
+    assert jax.config.jax_compilation_cache_dir == before[0]
     jax.config.update("jax_compilation_cache_dir", None)
     try:
-        assert build._use_compilation_cache("auto") == tmp_path / "ours" / "programs"
         assert build._use_compilation_cache("none") is None
         assert jax.config.jax_compilation_cache_dir is None
+        for _ in range(2):  # the second engine of a process finds ours
+            assert build._use_compilation_cache("auto") == tmp_path / "ours" / "programs"
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "ours" / "jax")
+        with program_store.instead_of_jaxs_cache():
+            assert jax.config.jax_persistent_cache_min_compile_time_secs == float("inf")
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.1
     finally:
-        jax.config.update("jax_compilation_cache_dir", jaxs_own)
+        for option, value in zip(options, before, strict=True):
+            jax.config.update(option, value)
     assert (tmp_path / "ours" / "programs").stat().st_mode & 0o777 == 0o700
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be used"):
