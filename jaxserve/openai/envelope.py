@@ -12,9 +12,9 @@ DONE = b"data: [DONE]\n\n"
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)  # made once: it takes a while
 
 
-def new_id(prefix: str) -> str:
-    """A name that nobody can guess."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+def new_id(prefix: str, mark: str = "-") -> str:
+    """A name that nobody can guess. /v1/responses has `_` for a mark: clients know its ids by "resp_" and "msg_"."""
+    return f"{prefix}{mark}{uuid.uuid4().hex}"
 
 
 def envelope(response_id: str, kind: str, model: str) -> dict[str, Any]:
@@ -33,6 +33,12 @@ def usage(outputs: Sequence[RequestOutput], *, prompt_only: bool = False) -> dic
         "total_tokens": num_prompt + num_answer,
         "prompt_tokens_details": {"cached_tokens": sum(output.metrics.num_cached_tokens for output in outputs)},
     }
+
+
+def usage_so_far(output: RequestOutput, num_answer: int) -> dict[str, Any]:
+    """Usage in the middle of a stream, by the answer tokens that it has told: the output is ahead of it."""
+    known = usage([output], prompt_only=True)
+    return known | {"completion_tokens": num_answer, "total_tokens": known["prompt_tokens"] + num_answer}
 
 
 def frame(content: Any) -> bytes:

@@ -34,17 +34,19 @@ class Items:
             match each:
                 case CallStart(_, call_id, name):
                     call = {"call_id": call_id, "name": name, "arguments": ""}
-                    events += self._begin({"id": new_id("fc"), "type": "function_call"} | call)
+                    events += self._begin({"id": new_id("fc", "_"), "type": "function_call"} | call)
                 case Arguments(_, text):
                     events.append(self._delta("response.function_call_arguments.delta", text))
                 case Thought(text):
                     if self._kind != "reasoning":
-                        events += self._begin({"id": new_id("rs"), "type": "reasoning", "summary": [], "content": []})
+                        events += self._begin(
+                            {"id": new_id("rs", "_"), "type": "reasoning", "summary": [], "content": []}
+                        )
                     events.append(self._delta("response.reasoning_text.delta", text, content_index=0))
                 case Text(text):
                     if self._kind != "message":
                         said = {"type": "message", "role": "assistant", "content": []}
-                        events += self._begin({"id": new_id("msg")} | said)
+                        events += self._begin({"id": new_id("msg", "_")} | said)
                     delta = self._delta("response.output_text.delta", text, content_index=0)
                     events.append(delta | {"logprobs": self._waiting})
                     self._logprobs, self._waiting = self._logprobs + self._waiting, []

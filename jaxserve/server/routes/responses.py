@@ -34,7 +34,7 @@ class _Job:
         self._stored = _is_stored(state, body)
         self._before = [*history, *body.said]
         model, self.turn = state.model(body.model), body.turn(state.dialect, history)
-        self.id = new_id(PREFIX)
+        self.id = new_id(PREFIX, "_")
         self.response = Response(body, self.turn, self.id, model, stored=self._stored)
 
     async def end(self, engine: AsyncEngine, output: RequestOutput) -> bytes:
