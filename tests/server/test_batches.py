@@ -1,5 +1,6 @@
 """/v1/batches: each line is answered once, behind interactive requests, whatever the file and whenever the server dies."""
 
+import io
 import json
 import os
 import re
@@ -14,7 +15,9 @@ import openai
 import pytest
 
 from jaxserve.errors import DeviceError
+from jaxserve.server.batch_run import Run
 from jaxserve.server.lane import LATER, Lane
+from jaxserve.server.logs import logging_to
 from tests.server.archive import KEYS, begin, client_of, end, line, rows, serving_files, upload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,6 +255,19 @@ def test_a_failed_step_costs_nothing_but_time_and_an_engine_that_always_fails_en
     done = end(alice, begin(alice, slow_lines(4)))
     assert (done.status, done.errors.data[0].code) == ("failed", "device_error")
     assert {row["error"]["code"] for row in rows(alice, done.error_file_id).values()} == {"batch_failed"}
+
+
+@pytest.mark.parametrize("where", [(Lane, "submit"), (Run, "_validate")])
+def test_a_bug_of_ours_is_logged_without_what_a_line_has_asked(alice, monkeypatch, capfd, where):
+    def wrong(*args, **options):
+        raise ValueError("xyzzy-plugh")
+
+    monkeypatch.setattr(*where, wrong)
+    log = io.StringIO()
+    with logging_to(log):
+        end(alice, begin(alice, [line("a")]))
+    assert "which is a bug" in log.getvalue() and "ValueError" in log.getvalue()
+    assert "xyzzy" not in log.getvalue() + "".join(capfd.readouterr())
 
 
 def test_batches_stay_behind_and_count_for_their_client(alice, engine):
