@@ -20,6 +20,7 @@ from jaxserve.pallas_kernels.chips import CHIPS
 from jaxserve.sampling.sampler import empty_state
 from jaxserve.sharding.mesh import ONE_DEVICE
 
+pytestmark = pytest.mark.usefixtures("optimized")
 ON_TPU = [pytest.mark.slow, pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")]
 ON_GPU = [
     pytest.mark.cuda,

@@ -214,6 +214,7 @@ def test_a_model_that_gathers_a_weight_is_seen(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("rung", [Rung(64, 64, True), Rung(1024, 64, False)], ids=["decode", "mixed"])
 def test_four_layers_of_llama_8b_on_four_v5e(rung: Rung):
     """By the TPU compiler: all of it fits with the pool that is planned, our kernels run, and no array is handed on."""

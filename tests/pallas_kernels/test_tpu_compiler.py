@@ -18,7 +18,10 @@ from jaxserve.pallas_kernels.platform import target_platform
 from jaxserve.pallas_kernels.ragged_paged_attention.cases import MODELS, ModelShape, shapes_of
 from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_attention
 
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
+pytestmark = [
+    pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package"),
+    pytest.mark.usefixtures("optimized"),
+]
 
 ROWS = {"decode": (64, 64), "mixed": (1024, 64)}  # tokens, rows
 COMMON = [("v5e", "llama-3-8b"), ("v6e", "llama-3.2-1b")]
