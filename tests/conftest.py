@@ -64,7 +64,7 @@ def _num_maps() -> int:
         return 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized():
     """Programs are compiled as users have them, here and in processes that a test starts: for tests of what a compiler
     makes of them, and for those that load the TPU's, which ends at a flag of another version."""
