@@ -86,7 +86,11 @@ class ServerConfig:
     max_answers_per_request: int = option(128, "most answers to one prompt (n)")
     max_concurrency_per_client: int | None = option(None, "most requests of one key under way; more get status 429")
     requests_per_minute: int | None = option(None, "for each key; more get status 429")
-    tokens_per_minute: int | None = option(None, "of prompts and answers, for each key; then status 429 until paid off")
+    tokens_per_minute: int | None = option(
+        None,
+        "of prompts and answers, for each key; then status 429 until paid off. Its batches have as many of their own, and "
+        "wait; the two limits above are not theirs",
+    )
     max_connections: int = option(4096, "most open connections; more are closed at once")
     max_header_bytes: int = option(32 << 10, "longest head of a request, in bytes; more gets status 431")
 

@@ -20,8 +20,10 @@ from jaxserve.server.folder import new_id
 from jaxserve.stream import WHOLE, Stream
 from jaxserve.tokenizer import Tokenizer
 
+REQUEST_PREFIX = "batch-"  # of the ids of its requests
 LATER = 1e9  # added to priorities: for policies that go by them, all of a batch is behind all who wait
 _WAIT_S = 0.1  # for news, and before asking again for a place
+_LONGEST_WAIT_S = 1.0  # before it looks again whether tokens may be used
 _UNKNOWN_BUDGET = 512  # tokens of a step, where the engine has chosen by itself
 
 
@@ -57,12 +59,21 @@ class Share:
 class Lane:
     """One batch's. `Engine` of jaxserve/batch/flight.py."""
 
-    def __init__(self, engine: AsyncEngine, share: Share, loop: asyncio.AbstractEventLoop, stop: Callable[[], str]):
-        """`stop`: why the batch must end; empty while it need not."""
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        share: Share,
+        loop: asyncio.AbstractEventLoop,
+        stop: Callable[[], str],
+        wait_s: Callable[[], float],
+    ):
+        """`stop`: why the batch must end; empty while it need not. `wait_s`, asked on the event loop: seconds until it may
+        use tokens again."""
         self._engine = engine
         self._share = share
         self._loop = loop
         self._stop = stop
+        self._wait_s = wait_s
         self._news: queue.SimpleQueue[Sequence[Event] | JaxserveError] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}  # on the event loop
         self._unread: dict[str, int] = {}  # requests whose prompt is not computed yet: its tokens
@@ -104,7 +115,9 @@ class Lane:
           RequestError: it can never be served.
         """
         meta = {**meta, "priority": LATER + meta.get("priority", 0)}
-        request, text = self._engine.intake.request(prompt, params, task=task, meta=meta, request_id=new_id("batch-"))
+        request, text = self._engine.intake.request(
+            prompt, params, task=task, meta=meta, request_id=new_id(REQUEST_PREFIX)
+        )
         self._unread[request.request_id] = len(request.prompt_token_ids)
         self._loop.call_soon_threadsafe(self._begin, request, text)
         return request.request_id
@@ -138,6 +151,10 @@ class Lane:
     def _begin(self, request: Request, text: str | None) -> None:
         if request.request_id not in self._unread:  # aborted while it waited
             return
+        wait_s = 0.0 if self._engine.failure else self._wait_s()
+        if wait_s:
+            self._loop.call_later(min(wait_s, _LONGEST_WAIT_S), self._begin, request, text)
+            return
         try:
             stream = self._engine.start(request, text)
         except UnavailableError as error:
@@ -169,6 +186,7 @@ class Lane:
             self._unread.pop(stream.request_id, None)
             self._streams.pop(stream.request_id, None)
             self._share.num_taken -= 1
+            self._wait_s()  # its tokens are paid for, and nobody holds on to it any more
 
     def _abort(self, request_id: str) -> None:
         self._unread.pop(request_id, None)

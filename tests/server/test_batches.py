@@ -286,6 +286,24 @@ def test_batches_stay_behind_and_count_for_their_client(alice, engine):
     assert 1 <= most <= engine.config.max_num_seqs // 2
 
 
+def test_batches_wait_for_tokens_and_take_none_from_requests(engine, tmp_path):
+    with serving_files(engine, tmp_path, tokens_per_minute=600) as running, client_of(running) as client:
+        batch = begin(client, slow_lines(12))  # 2,400 tokens
+        quotas = running.app.state.server.quotas
+        account = quotas._accounts
+        wait_until(lambda: "alice/batches" in account and account["alice/batches"].tokens.level <= 0)
+        wait_until_idle(engine)
+        assert client.completions.create(model="tiny", prompt="a", max_tokens=2).usage.completion_tokens == 2
+        level = account["alice/batches"].tokens.level
+        assert level > -1000, "it has stopped: only what was under way is owed"
+        assert not account["alice/batches"].streams, "answers that were paid for are not held on to"
+        done = client.batches.retrieve(batch.id).request_counts.completed
+        assert 0 < done < 12
+        assert quotas.wait_s("alice/batches", time.monotonic()) > 0
+        quotas.tokens_per_minute = None  # the rest at once
+        assert end(client, batch).request_counts.completed == 12
+
+
 def wait_until_idle(engine):
     wait_until(lambda: not engine.num_unfinished)
 
