@@ -9,8 +9,8 @@ import numpy as np
 from jaxserve.errors import RequestError
 from jaxserve.intake import Prompt, vectors_of
 from jaxserve.openai import chat, completion, embedding, score
-from jaxserve.openai.envelope import new_id
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.ids import new_id
 from jaxserve.openai.prompts import listed
 from jaxserve.openai.turn import Dialect
 from jaxserve.output import RequestOutput

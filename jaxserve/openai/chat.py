@@ -18,7 +18,7 @@ from jaxserve.openai.turn import Dialect, Turn, turn_of
 from jaxserve.output import CompletionOutput, Event, RequestOutput
 from jaxserve.request import SamplingParams
 
-PREFIX = "chatcmpl"
+PREFIX = "chatcmpl-"
 
 
 class ChatBody(SamplingFields, StreamFields, MetaFields, GuidedFields):

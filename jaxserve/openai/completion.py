@@ -15,7 +15,7 @@ from jaxserve.output import CompletionOutput, Event, RequestOutput
 from jaxserve.request import SamplingParams
 from jaxserve.tokenizer import Tokenizer
 
-PREFIX = "cmpl"
+PREFIX = "cmpl-"
 MAX_PROMPTS = 1024  # of one body
 
 

@@ -11,7 +11,7 @@ from jaxserve.openai.errors import ApiError
 from jaxserve.openai.fields import MetaFields
 from jaxserve.openai.prompts import PromptFields, Prompts, check_count
 
-PREFIX = "embd"
+PREFIX = "embd-"
 NO_PICTURES: Mapping[str, tuple[Any, ...]] = {"mm_processor_kwargs": ({},)}
 MAX_INPUTS = 2048  # of one body, as OpenAI has it
 

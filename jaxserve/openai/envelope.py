@@ -1,8 +1,7 @@
-"""What all answers have in common: ids, times, usage, and the frames of a stream."""
+"""What all answers have in common: times, usage, and the frames of a stream."""
 
 import json
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,6 @@ from jaxserve.output import RequestOutput
 
 DONE = b"data: [DONE]\n\n"
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)  # made once: it takes a while
-
-
-def new_id(prefix: str, mark: str = "-") -> str:
-    """A name that nobody can guess. /v1/responses has `_` for a mark: clients know its ids by "resp_" and "msg_"."""
-    return f"{prefix}{mark}{uuid.uuid4().hex}"
 
 
 def envelope(response_id: str, kind: str, model: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from jaxserve.openai.tools.choice import (
 from jaxserve.openai.turn import Dialect, Turn, turn_of
 from jaxserve.request import SamplingParams
 
-PREFIX = "resp"
+PREFIX = "resp_"
 LOGPROBS = "message.output_text.logprobs"
 
 

@@ -14,8 +14,8 @@ from jaxserve.openai.fields import MetaFields, finite
 from jaxserve.openai.prompts import PromptFields, Prompts, check_count, listed
 from jaxserve.output import Score
 
-PREFIX = "score"
-RERANK_PREFIX = "rerank"
+PREFIX = "score-"
+RERANK_PREFIX = "rerank-"
 
 
 class ScoreBody(PromptFields, MetaFields):

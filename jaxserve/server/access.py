@@ -7,13 +7,13 @@ every piece of a stream through a queue.
 import logging
 import re
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.ids import new_id
 from jaxserve.server.caller import Caller
 from jaxserve.server.json import error_response
 from jaxserve.server.logs import request_id, tell
@@ -127,4 +127,4 @@ def _request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _SANE.fullmatch(value):
             return value.decode()
-    return uuid.uuid4().hex
+    return new_id("")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.openai.errors import ApiError
-from jaxserve.server.folder import UNFINISHED, new_id, sync, write_json
+from jaxserve.openai.ids import new_id
+from jaxserve.server.folder import UNFINISHED, sync, write_json
 
 PREFIX = "batch_"
 _ID = re.compile(r"batch_[0-9a-f]{32}")

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from jaxserve.openai.errors import ApiError
-from jaxserve.server.folder import UNFINISHED, new_id, publish, sync, write_json
+from jaxserve.openai.ids import new_id
+from jaxserve.server.folder import UNFINISHED, publish, sync, write_json
 
 PREFIX = "file-"
 BATCH, BATCH_OUTPUT = "batch", "batch_output"  # purposes

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,11 +33,6 @@ def claim(folder: Path) -> BinaryIO:
     lock.write(str(os.getpid()).encode())
     lock.flush()
     return lock
-
-
-def new_id(prefix: str) -> str:
-    """A name that nobody can guess: 128 random bits."""
-    return prefix + secrets.token_hex(16)
 
 
 def write_json(path: Path, content: Any) -> None:

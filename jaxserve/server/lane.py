@@ -14,9 +14,9 @@ from jaxserve.async_engine import AsyncEngine
 from jaxserve.config import EngineConfig
 from jaxserve.errors import JaxserveError, UnavailableError
 from jaxserve.intake import Prompt
+from jaxserve.openai.ids import new_id
 from jaxserve.output import Event
 from jaxserve.request import Request, SamplingParams, Task
-from jaxserve.server.folder import new_id
 from jaxserve.stream import WHOLE, Stream
 from jaxserve.tokenizer import Tokenizer
 

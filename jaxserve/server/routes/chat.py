@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from jaxserve.openai.chat import PREFIX, ChatBody, Chunks, answer
-from jaxserve.openai.envelope import new_id
+from jaxserve.openai.ids import new_id
 from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
 from jaxserve.server.json import JsonResponse

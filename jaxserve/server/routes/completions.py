@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from jaxserve.openai.completion import PREFIX, Chunks, CompletionBody, answer
-from jaxserve.openai.envelope import new_id
+from jaxserve.openai.ids import new_id
 from jaxserve.output import RequestOutput
 from jaxserve.request import SamplingParams
 from jaxserve.server.bodies import answers, documents, read_body

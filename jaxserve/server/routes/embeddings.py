@@ -10,7 +10,7 @@ from starlette.responses import Response
 from jaxserve.intake import score_of, vectors_of
 from jaxserve.openai import embedding, score
 from jaxserve.openai.embedding import EmbeddingBody, cosines
-from jaxserve.openai.envelope import new_id
+from jaxserve.openai.ids import new_id
 from jaxserve.openai.prompts import PromptFields, listed
 from jaxserve.openai.score import RerankBody, ScoreBody
 from jaxserve.server.bodies import answers, documents, read_body

@@ -7,8 +7,8 @@ from starlette.responses import Response as HttpResponse
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import JaxserveError
-from jaxserve.openai.envelope import new_id
 from jaxserve.openai.errors import ApiError, api_error
+from jaxserve.openai.ids import new_id
 from jaxserve.openai.messages import Message
 from jaxserve.openai.response_output import Response
 from jaxserve.openai.responses import PREFIX, ResponseBody
@@ -34,7 +34,7 @@ class _Job:
         self._stored = _is_stored(state, body)
         self._before = [*history, *body.said]
         model, self.turn = state.model(body.model), body.turn(state.dialect, history)
-        self.id = new_id(PREFIX, "_")
+        self.id = new_id(PREFIX)
         self.response = Response(body, self.turn, self.id, model, stored=self._stored)
 
     async def end(self, engine: AsyncEngine, output: RequestOutput) -> bytes:
