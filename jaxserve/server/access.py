@@ -26,9 +26,8 @@ _log = logging.getLogger(__name__)
 
 GONE = 499  # nginx's number for a caller who did not wait
 _SANE = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_PROBES = frozenset(
-    {"/health", "/ready", "/metrics", "/load", "/stats"}
-)  # asked all day, by machines: logged when they change
+# Asked all day, by machines: logged when what they say changes.
+_PROBES = frozenset({"/health", "/ready", "/metrics", "/load", "/stats"})
 
 
 class Access:
