@@ -29,4 +29,4 @@ def test_long_answers_are_made_in_another_thread(server, monkeypatch, path, shor
     monkeypatch.setattr(JsonResponse, "render", watched)
     for body in (short, long):
         assert httpx.post(server.url + path, json=body, timeout=30).status_code == 200
-    assert [name.startswith("asyncio_") for name in threads] == [False, True], threads
+    assert len(set(threads)) == 2, threads
