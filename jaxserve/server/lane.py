@@ -7,6 +7,7 @@ that touches streams happens on the event loop.
 import asyncio
 import contextlib
 import queue
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ _LONGEST_WAIT_S = 1.0  # before it looks again whether tokens may be used
 _UNKNOWN_BUDGET = 512  # tokens of a step, where the engine has chosen by itself
 
 
-class StoppedError(Exception):
-    """The batch was told to end: `reason` is "cancelled", "expired" or "closing"."""
+class StoppedError(BaseException):
+    """The batch was told to end: `reason` is "cancelled", "expired" or "closing". No fault of the line that meets it."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -109,15 +110,21 @@ class Lane:
             raise StoppedError(reason)
 
     def submit(self, prompt: Prompt, params: SamplingParams, *, task: Task, meta: Mapping[str, Any]) -> str:
-        """Queue a prompt. While the engine takes no more requests it waits for its place.
+        """Queue a prompt. While the engine, or whoever compiles grammars, takes no more it waits for its place.
 
         Raises:
           RequestError: it can never be served.
+          StoppedError: the batch must end.
         """
         meta = {**meta, "priority": LATER + meta.get("priority", 0)}
-        request, text = self._engine.intake.request(
-            prompt, params, task=task, meta=meta, request_id=new_id(REQUEST_PREFIX)
-        )
+        options: dict[str, Any] = {"task": task, "meta": meta, "request_id": new_id(REQUEST_PREFIX)}
+        while True:
+            try:
+                request, text = self._engine.intake.request(prompt, params, **options)
+                break
+            except UnavailableError:
+                self.check()
+                time.sleep(_WAIT_S)
         self._unread[request.request_id] = len(request.prompt_token_ids)
         self._loop.call_soon_threadsafe(self._begin, request, text)
         return request.request_id

@@ -16,7 +16,7 @@ SCORED = {"temperature": 0, "echo": True, "logprobs": 5, "max_tokens": 1}
     [
         ("/v1/completions", SCORED | {"prompt": IDS[:9]}, SCORED | {"prompt": IDS}),
         ("/v1/embeddings", {"input": "a"}, {"input": [[number] for number in IDS[:40]]}),
-        ("/v1/score", {"prompt": "a", "continuations": ["b"]}, {"prompt": [5], "continuations": [IDS]}),
+        ("/v1/score", {"prompt": [5], "continuations": [[6]]}, {"prompt": [5], "continuations": [IDS]}),
     ],
 )
 def test_long_answers_are_made_in_another_thread(server, monkeypatch, path, short, long):

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from jaxserve.errors import DeviceError
+from jaxserve.errors import DeviceError, UnavailableError
 from jaxserve.server.batch_run import Run
 from jaxserve.server.lane import LATER, Lane
 from jaxserve.server.logs import logging_to
@@ -302,6 +302,20 @@ def test_batches_wait_for_tokens_and_take_none_from_requests(engine, tmp_path):
         assert quotas.wait_s("alice/batches", time.monotonic()) > 0
         quotas.tokens_per_minute = None  # the rest at once
         assert end(client, batch).request_counts.completed == 12
+
+
+def test_a_batch_waits_for_its_grammars_until_it_is_cancelled(alice, engine, monkeypatch):
+    def busy(*args, **options):
+        raise UnavailableError("too many grammars wait to be compiled")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.intake, "request", busy)
+        waits, ends = (begin(alice, [line("a")]) for _ in range(2))
+        time.sleep(0.3)
+        alice.batches.cancel(ends.id)
+        done = end(alice, ends)
+        assert (done.status, rows(alice, done.error_file_id)["a"]["error"]["code"]) == ("cancelled", "batch_cancelled")
+    assert end(alice, waits).request_counts.completed == 1
 
 
 def wait_until_idle(engine):
