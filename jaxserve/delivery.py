@@ -94,12 +94,13 @@ class _Mailbox:
             self._hand_out()
 
     def _hand_out(self) -> None:
+        self._is_open = False
         for _ in range(min(_MOST, len(self.parcels))):
             stream, events, is_last, failure = self.parcels.popleft()
             if events:
                 stream.push(events, is_last=is_last and failure is None)
             if failure is not None:
                 stream.fail(failure)
-        self._is_open = bool(self.parcels)
-        if self._is_open:
+        if self.parcels:
+            self._is_open = True
             asyncio.get_running_loop().call_soon(self._hand_out)

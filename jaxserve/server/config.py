@@ -37,7 +37,9 @@ class ServerConfig:
         1, "tokens of a stream that go into one chunk; more cost the server less (the first is sent at once)"
     )
     stream_delay: float = option(
-        0.05, "most seconds that a token waits for more to share its chunk, while very many streams are open; 0: never"
+        0.05,
+        "most seconds that a token waits for others to share its chunk, and at most a millisecond for each stream that"
+        " is open; 0: never",
     )
     max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
     max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
