@@ -207,6 +207,14 @@ def test_another_server_may_not_have_the_same_folder(engine, server, tmp_path):
     assert "--files-dir of its own" in answer.json()["error"]["message"]
 
 
+def test_a_folder_that_cannot_be_used_is_told_with_what_to_do(engine, tmp_path):
+    (tmp_path / "file").touch()
+    with serving(create_app(ServerConfig(files_dir=str(tmp_path / "file" / "x")), ("tiny",), engine)) as running:
+        answer = httpx.get(f"{running.url}/v1/files")
+    assert answer.status_code == 503
+    assert "Give --files-dir one that may be written in" in answer.json()["error"]["message"]
+
+
 def folder_of(server):
     return Path(server.app.state.server.config.files_dir) / "files"
 
