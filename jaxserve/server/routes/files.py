@@ -64,7 +64,7 @@ async def delete(request: Request, file_id: str) -> Response:
     return JsonResponse({"id": file_id, "object": "file", "deleted": True})
 
 
-@router.get("/v1/files/{file_id}/content", response_class=Download)
+@router.get("/v1/files/{file_id}/content", response_class=Response)
 async def content(request: Request, file_id: str) -> Response:
     """What is in a file."""
     files, _, _ = await archive_of(request).open()
