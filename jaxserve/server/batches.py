@@ -133,7 +133,14 @@ class Batches:
 
     async def _run(self, batch: Batch, share: Share) -> None:
         state, config = self._state, self._state.config
-        lane = Lane(state.ready_engine, share, asyncio.get_running_loop(), lambda: self._reason(batch))
+        account = state.account_of_batches(batch.client)
+        lane = Lane(
+            state.ready_engine,
+            share,
+            asyncio.get_running_loop(),
+            stop=lambda: self._reason(batch),
+            wait_s=lambda: state.quotas.wait_s(account, time.monotonic()),
+        )
         run = Run(
             batch=batch,
             store=self._store,

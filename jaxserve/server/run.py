@@ -19,11 +19,12 @@ from starlette.types import ASGIApp
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import UnavailableError
+from jaxserve.open_files import raise_limit
 from jaxserve.server.app import create_app
 from jaxserve.server.archive import Archive
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.door import Hosts
-from jaxserve.server.listen import is_private, listen, raise_file_limit, tls, url
+from jaxserve.server.listen import is_private, listen, tls, url
 from jaxserve.server.logs import logging_to, tell
 from jaxserve.server.protocol import protocol
 from jaxserve.server.state import ServerState
@@ -54,7 +55,7 @@ def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], 
     app = create_app(config, model_names, lifespan=run.lifespan)
     run.archive = app.state.archive
     context = tls(config)
-    raise_file_limit()
+    raise_limit()
     with listen(config) as listening:
         _claim(run.archive, config)
         _listen_with(app, config, run, context, listening)
