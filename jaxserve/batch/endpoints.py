@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxserve.errors import RequestError
 from jaxserve.intake import Prompt, vectors_of
 from jaxserve.openai import chat, completion, embedding, score
@@ -102,7 +100,7 @@ def read_score(raw: Mapping[str, Any], model: Model) -> Read:
     left, right = body.left, body.right
 
     def answer(name: str, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        values = _cosines(outputs, len(left))
+        values = embedding.cosines(vectors_of(outputs), len(left))
         return score.pairs_answer(new_id(score.PREFIX), name, values, _num_tokens(outputs))
 
     return body.model, _embed(body, [*left, *right], model, answer), body.meta()
@@ -113,7 +111,8 @@ def read_rerank(raw: Mapping[str, Any], model: Model) -> Read:
     body = score.RerankBody.model_validate(raw)
 
     def answer(name: str, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        return score.rerank_answer(body, new_id(score.RERANK_PREFIX), name, _cosines(outputs, 1), _num_tokens(outputs))
+        values = embedding.cosines(vectors_of(outputs), 1)
+        return score.rerank_answer(body, new_id(score.RERANK_PREFIX), name, values, _num_tokens(outputs))
 
     return body.model, _embed(body, [body.query, *body.documents], model, answer), body.meta()
 
@@ -130,11 +129,6 @@ def _embed(
         answer=answer,
         task=Task.EMBED,
     )
-
-
-def _cosines(outputs: Sequence[RequestOutput], num_left: int) -> Sequence[float]:
-    ours, theirs = np.split(vectors_of(outputs), [num_left])
-    return embedding.cosines(np.broadcast_to(ours, theirs.shape), theirs)
 
 
 def _num_tokens(outputs: Sequence[RequestOutput]) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-import traceback
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.output import Event, RequestOutput
 from jaxserve.request import SamplingParams, Task
 from jaxserve.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)  # not print: what a line has asked must not get into a server's log
 
 Answer = tuple[int, str | None, dict[str, Any] | ApiError]  # line number, custom_id, body or what is wrong
 
@@ -107,9 +109,9 @@ class Flight:
         except (ApiError, JaxserveError) as error:
             self._leave(job.pins)
             return error if isinstance(error, ApiError) else api_error(error)
-        except Exception as error:  # noqa: BLE001  one line must not stop the others; the trace is for us
+        except Exception as error:  # noqa: BLE001  one line must not stop the others
             self._leave(job.pins)
-            traceback.print_exc()
+            _log.error("a line could not be started, which is a bug", exc_info=error)
             return ApiError(f"{type(error).__name__}: {error}", code="internal_error", status=500)
         started = Started(number, custom_id, job, [None] * len(request_ids))
         self._running |= {request_id: (started, place) for place, request_id in enumerate(request_ids)}

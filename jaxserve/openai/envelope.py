@@ -29,6 +29,12 @@ def usage(outputs: Sequence[RequestOutput], *, prompt_only: bool = False) -> dic
     }
 
 
+def usage_so_far(output: RequestOutput, num_answer: int) -> dict[str, Any]:
+    """Usage in the middle of a stream, by the answer tokens that it has told: the output is ahead of it."""
+    known = usage([output], prompt_only=True)
+    return known | {"completion_tokens": num_answer, "total_tokens": known["prompt_tokens"] + num_answer}
+
+
 def frame(content: Any) -> bytes:
     """A server-sent event without a name."""
     return b"data: " + dumps(content) + b"\n\n"

@@ -4,9 +4,9 @@ No model of ours is a cross-encoder, so pairs are compared as vLLM does for all 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jaxserve.openai.embedding import MAX_INPUTS, NO_PICTURES, prompt_usage
 from jaxserve.openai.envelope import envelope
@@ -72,7 +72,7 @@ class RerankBody(PromptFields, MetaFields):
     model: str | None = None
     query: str
     documents: list[str]
-    top_n: int = 0
+    top_n: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("documents")
     @classmethod

@@ -15,10 +15,16 @@ def claim(folder: Path) -> BinaryIO:
     """Make the folder, and take it until the returned file is closed or the process dies.
 
     Raises:
-      UnavailableError: another server has it.
+      UnavailableError: another server has it, or it cannot be written in.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (folder / "lock").open("a+b")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (folder / "lock").open("a+b")
+    except OSError as error:
+        raise UnavailableError(
+            f"the folder of files {folder} cannot be used: {(error.strerror or str(error)).lower()}",
+            remedy="Give --files-dir one that may be written in",
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

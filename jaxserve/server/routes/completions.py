@@ -11,6 +11,7 @@ from jaxserve.openai.completion import PREFIX, Chunks, CompletionBody, answer
 from jaxserve.openai.ids import new_id
 from jaxserve.output import RequestOutput
 from jaxserve.request import SamplingParams
+from jaxserve.server.aside import aside, size_of
 from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
 from jaxserve.server.json import JsonResponse
@@ -39,7 +40,10 @@ async def completions(request: Request) -> Response:
         chunks = Chunks(body, response_id, model, state.tokenizer)
         return EventStream(_frames(streams, chunks, state.pace))
     outputs = await while_there(request, finish(state, streams))
-    return JsonResponse(answer(body, response_id, model, outputs, state.tokenizer))
+    size, tokenizer = size_of(outputs), state.tokenizer
+    return await aside(
+        state.ready_engine, size, lambda: JsonResponse(answer(body, response_id, model, outputs, tokenizer))
+    )
 
 
 async def start(

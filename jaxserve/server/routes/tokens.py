@@ -18,9 +18,13 @@ async def tokenize(request: Request) -> Response:
     """The tokens of a text or of a conversation."""
     state, body = state_of(request), await read_body(request, TokenizeBody)
     state.model(body.model)
-    engine = state.ready_engine
-    ids = await engine.prepare(body.tokens, engine.tokenizer, state.dialect)
-    return JsonResponse(tokenize_answer(body, ids, engine.tokenizer, engine.max_model_len))
+    engine, dialect = state.ready_engine, state.dialect
+
+    def answer() -> Response:
+        ids = body.tokens(engine.tokenizer, dialect)
+        return JsonResponse(tokenize_answer(body, ids, engine.tokenizer, engine.max_model_len))
+
+    return await engine.prepare(answer)
 
 
 @router.post("/detokenize", openapi_extra=documents(DetokenizeBody, answers("", "prompt")))
