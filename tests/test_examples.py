@@ -21,6 +21,7 @@ def test_an_example_has_at_most_40_lines(script):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_an_example_runs(script):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

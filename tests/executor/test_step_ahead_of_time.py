@@ -20,6 +20,7 @@ from jaxserve.pallas_kernels.chips import CHIPS
 from jaxserve.sampling.sampler import empty_state
 from jaxserve.sharding.mesh import ONE_DEVICE
 
+pytestmark = pytest.mark.usefixtures("optimized")
 ON_TPU = [pytest.mark.slow, pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")]
 ON_GPU = [
     pytest.mark.cuda,
@@ -33,13 +34,12 @@ DTYPE = jnp.dtype("bfloat16")
 
 
 RUNGS = {"decode": Rung(ROWS, ROWS, True), "mixed": Rung(TOKENS, ROWS, False)}
-# Each takes half a minute and more, most of it for the sampler; those with all layers take minutes.
+# Each takes half a minute, most of it for the sampler; those with all layers take more.
 CASES = [
-    pytest.param("v5e", "qwen3-4b", "mixed", None, marks=ON_TPU),
-    pytest.param("v5p", "llama-3.1-8b", "decode", 4, marks=ON_TPU),
+    pytest.param("v5e", "qwen3-4b", "mixed", 2, marks=ON_TPU),
+    pytest.param("v5p", "llama-3.1-8b", "decode", 2, marks=ON_TPU),
     pytest.param("v6e", "llama-3.1-8b", "decode", None, marks=ON_TPU),
-    pytest.param("v6e", "llama-3.1-8b", "mixed", 4, marks=ON_TPU),
-    pytest.param("tpu7x", "llama-3.1-8b", "mixed", 4, marks=ON_TPU),
+    pytest.param("tpu7x", "llama-3.1-8b", "mixed", 2, marks=ON_TPU),
     pytest.param("h100", "llama-3.1-8b", "decode", None, marks=ON_GPU),
     pytest.param("h100", "llama-3.1-8b", "mixed", None, marks=ON_GPU),
 ]

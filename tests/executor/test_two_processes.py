@@ -43,7 +43,8 @@ def start(tmp_path):
     started = []
 
     def start(*command, num_devices=4):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}", "PYTHONPATH": str(ROOT)}
+        xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"  # the last one counts
+        flags = {"XLA_FLAGS": xla, "PYTHONPATH": str(ROOT)}
         for process_id in (0, 1):
             errors = tmp_path / f"stderr-{process_id}"
             words = [sys.executable, *(str(word).replace("{}", str(process_id)) for word in command)]

@@ -60,6 +60,7 @@ def prefill(params: Any, cfg: ModelConfig, ids: list[int], chunk: int, *, exact_
     return np.concatenate(parts)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("case", toy.CASES)
 def test_logits_equal_transformers(case: str, tmp_path: Path):
     golden = np.load(toy.golden_path(case))

@@ -24,6 +24,7 @@ def test_the_table_and_what_asks_it_load_no_compiler():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("chip", [chip for chip in TPUS if chip != "v4"])  # its smallest slice is of half chips
 def test_a_tpu_has_the_memory_that_its_compiler_says(chip: str):
     import jax

@@ -20,6 +20,7 @@ from jaxserve.pallas_kernels.ragged_paged_attention.op import ragged_paged_atten
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not has_gpu_compiler(), reason="needs jax[cuda13]"),
+    pytest.mark.usefixtures("optimized"),
     pytest.mark.filterwarnings("ignore"),  # the plugin's, that there is no GPU
 ]
 

@@ -5,6 +5,7 @@ Blocks are cut small, so that short rows already have several chunks and prompts
 
 import dataclasses
 import functools
+import itertools
 
 import jax.numpy as jnp
 import pytest
@@ -17,10 +18,18 @@ from jaxserve.pallas_kernels.ragged_paged_attention.comparison import program
 from tests.pallas_kernels.attention import BACKENDS, assert_equals_the_formula, refuses
 
 MOULDS = ragged_moulds()
-SEEDS = {"tpu": range(5)}  # interpreted: seconds each; others ten
+SEEDS = {"tpu": range(5)}  # interpreted; others six
+# Interpreted kernels take seconds to compile: every head size with two page sizes, and so all page sizes.
+MADE = {"tpu": [name for i, name in enumerate(MOULDS) if (i + i // 4) % 2 == 0]}
 # As fast tests, a mould of each head size.
 FAST = [(name, 0, impl) for name in list(MOULDS)[::5] for impl in BACKENDS]
-ALL = [(name, seed, impl) for name in MOULDS for impl in BACKENDS for seed in SEEDS.get(impl, range(10))]
+ALL = [
+    (name, seed, impl)
+    for name in MOULDS
+    for impl in BACKENDS
+    for seed in SEEDS.get(impl, range(6))
+    if name in MADE.get(impl, MOULDS)
+]
 
 
 @functools.cache
@@ -46,7 +55,9 @@ def case_of(name: str, seed: int, impl: str) -> Case:
     mould, index = MOULDS[name], list(MOULDS).index(name)
     if refuses(impl, mould):
         mould = dataclasses.replace(mould, kv_dtype=None)
-    return ragged(mould, 1000 * index + seed, only_decodes=index % 4 == 3)
+    only_decodes = index % 4 == 3
+    draws = (ragged(mould, 1000 * index + 100 * retry + seed, only_decodes=only_decodes) for retry in itertools.count())
+    return next(case for case in draws if (case.max_q_len == 1) == only_decodes)  # the same program for all seeds
 
 
 @pytest.mark.parametrize(

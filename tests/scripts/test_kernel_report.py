@@ -105,6 +105,7 @@ def test_the_report_of_another_commit_is_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 def test_decode_waits_for_memory_and_spills_nothing(chip: str):
     line, write = tpu.lines(kernel_report.__file__, chip, "llama-3-8b", "decode")
@@ -116,6 +117,7 @@ def test_decode_waits_for_memory_and_spills_nothing(chip: str):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("chip", "bound"), [("v5e", 0.85), ("v6e", 0.65)])
 def test_prefill_stays_near_the_rate_of_the_matrix_units(chip: str, bound: float):
     """0.96 and 0.77 by the compiler of 2026-10; by that of 2026-11 a few hundredths less."""

@@ -132,6 +132,7 @@ def test_a_pair_that_is_no_case_is_refused(capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
+@pytest.mark.usefixtures("optimized")
 def test_experts_on_sixteen_chips():
     """Compiled by a process of its own, as the report does: a layer sums twice, as a dense one, and nothing is handed on."""
     line = report.line(slice_report.__file__, report.case_of("v5p-32", "like-deepseek-v3"), "decode")

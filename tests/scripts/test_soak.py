@@ -55,10 +55,10 @@ def _stream(folder: Path, text: str) -> str:
 
 
 @pytest.mark.slow
-def test_twenty_seconds_of_mixed_callers_and_a_signal_break_no_law(capsys):
-    code = soak.main(["--minutes", "0.33", "--callers", "8"])
+def test_ten_seconds_of_mixed_callers_and_a_signal_break_no_law(capsys):
+    code = soak.main(["--minutes", "0.17", "--callers", "8"])
     *broken, last = capsys.readouterr().out.strip().splitlines()
     record = json.loads(last)
     assert code == 0 and not broken, broken
-    assert record["lives"] == 2 and record["requests"] > 50
+    assert record["lives"] == 2 and record["requests"] > 20
     assert record["ends"]["stream"]["ok"] and record["ends"]["nobody"]["ok"] and record["ends"]["wrong"]["ok"]

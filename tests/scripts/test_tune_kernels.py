@@ -122,6 +122,7 @@ def test_a_prefill_costs_all_its_tiles():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs the libtpu package")
+@pytest.mark.usefixtures("optimized")
 def test_by_schedule_a_decode_is_judged_for_every_question_of_it(capsys, monkeypatch):
     monkeypatch.setattr(climb, "neighbours", lambda value, by_one: [value * 2] if isinstance(value, int) else [])
     assert tune_kernels.main(["--chips", "v5e", "--models", "llama-3-70b-tp8", "--calls", "decode"]) == 0

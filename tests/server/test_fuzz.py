@@ -64,7 +64,7 @@ def test_nothing_that_is_sent_is_the_servers_fault(server, label):
 @pytest.mark.slow
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_nothing_that_is_sent_is_the_servers_fault_for_long(server, label):
-    fuzz(OPERATIONS[label], server.url, 150)
+    fuzz(OPERATIONS[label], server.url, 60)
 
 
 def test_the_document_knows_bodies_and_errors():

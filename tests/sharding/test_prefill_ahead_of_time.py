@@ -53,7 +53,7 @@ def compile_scheme(scheme: str, topology: str) -> jax.stages.Compiled:
     return lowered.compile()
 
 
-@pytest.mark.usefixtures("uncached")
+@pytest.mark.usefixtures("uncached", "optimized")
 @pytest.mark.parametrize(("scheme", "topology"), [("ring", "v6e:2x2")])
 def test_what_travels_is_hidden_behind_what_is_computed(scheme, topology):
     compiled = compile_scheme(scheme, topology)

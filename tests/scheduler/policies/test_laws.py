@@ -257,7 +257,7 @@ def test_failing_steps_end_some_and_disturb_nobody_else(name, data, config, seed
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULING_POLICIES)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], report_multiple_bugs=False)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], report_multiple_bugs=False)
 @given(data=st.data(), config=CONFIGS, seed=st.integers(0, 1 << 32), failing=st.sampled_from((0.0, 0.05)))
 def test_many_runs(name, data, config, seed, failing):
     config = with_options(data, name, config)
