@@ -55,7 +55,7 @@ async def start(
         return made(engine, ready, params, form, meta=meta, request_id=request_id)
 
     prompts, asked = body.prompts, body.asked()
-    form = asked.field if asked else None
+    form = asked.field if asked else ""
     requests = [await engine.prepare(one, number, prompt) for number, prompt in enumerate(prompts)]
     streams = list[Stream]()
     try:
