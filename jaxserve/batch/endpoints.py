@@ -35,6 +35,7 @@ class Work:
     prompts: Callable[[], Sequence[Prompt]]  # takes its time
     answer: Callable[[str, Sequence[RequestOutput]], dict[str, Any]]  # name of the model, answers -> body
     task: Task = Task.GENERATE
+    form: str = ""  # the field that says what the answer must look like
     keeps_text: bool = False  # the answer repeats the prompt, or depends on its text
 
 
@@ -49,13 +50,14 @@ def read_completion(raw: Mapping[str, Any], model: Model) -> Read:
     """
     body = completion.CompletionBody.model_validate(raw)
     refuse_stream(body)
-    params = body.params()
+    params, asked = body.params(), body.asked()
     prompts, body.prompt = body.prompts, ""
     room = model.max_model_len - (params.max_tokens or 1)
     work = Work(
         params=params,
         prompts=lambda: [body.ready(prompt, model.tokenizer, room) for prompt in prompts],
         answer=lambda name, outputs: completion.answer(body, new_id(completion.PREFIX), name, outputs, model.tokenizer),
+        form=asked.field if asked else "",
         keeps_text=body.echo,
     )
     return body.model, work, body.meta()
@@ -71,6 +73,7 @@ def read_chat(raw: Mapping[str, Any], model: Model) -> Read:
         params=turn.params,
         prompts=lambda: [turn.prompt(_required(model.tokenizer))],
         answer=lambda name, outputs: chat.answer(body, bare, new_id(chat.PREFIX), name, outputs[0]),
+        form=turn.form,
         keeps_text=turn.reasoning is not None,  # its end says whether the answer begins with thoughts
     )
     return body.model, work, body.meta()

@@ -10,7 +10,8 @@ from jaxserve.batch.job import Item, Job, Pin
 from jaxserve.config import EngineConfig
 from jaxserve.errors import DeviceError, JaxserveError, RequestError
 from jaxserve.intake import Prompt
-from jaxserve.openai.errors import ApiError, api_error
+from jaxserve.openai.constraint import at_fault
+from jaxserve.openai.errors import ApiError
 from jaxserve.output import Event, RequestOutput
 from jaxserve.request import SamplingParams, Task
 from jaxserve.tokenizer import Tokenizer
@@ -108,7 +109,7 @@ class Flight:
             request_ids = self._submit(job)
         except (ApiError, JaxserveError) as error:
             self._leave(job.pins)
-            return error if isinstance(error, ApiError) else api_error(error)
+            return error if isinstance(error, ApiError) else at_fault(error, job.work.form)
         except Exception as error:  # noqa: BLE001  one line must not stop the others
             self._leave(job.pins)
             _log.error("a line could not be started, which is a bug", exc_info=error)

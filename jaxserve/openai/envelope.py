@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxserve.output import RequestOutput
 
+_PIECE = 4096  # numbers that are encoded at a time; some ms
 DONE = b"data: [DONE]\n\n"
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)  # made once: it takes a while
 
@@ -43,3 +44,21 @@ def frame(content: Any) -> bytes:
 def dumps(content: Any) -> bytes:
     """JSON, as short as it can be."""
     return _ENCODER.encode(content).encode()
+
+
+def dumps_in_pieces(content: Any) -> bytes:
+    """The same, for what is long: the encoder holds Python's lock until it is done, but may be asked for parts."""
+    return _pieces(content).encode()
+
+
+def _pieces(value: Any) -> str:
+    match value:
+        case dict() if any(isinstance(item, dict | list) for item in value.values()):
+            return "{" + ",".join([f"{_ENCODER.encode(key)}:{_pieces(item)}" for key, item in value.items()]) + "}"
+        case [*_, dict() | list()]:  # the first of log-probabilities may be None
+            return "[" + ",".join(map(_pieces, value)) + "]"
+        case list() if len(value) > _PIECE:
+            parts = (value[start : start + _PIECE] for start in range(0, len(value), _PIECE))
+            return "[" + ",".join(_ENCODER.encode(part)[1:-1] for part in parts) + "]"
+        case _:
+            return _ENCODER.encode(value)

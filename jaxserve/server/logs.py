@@ -35,8 +35,11 @@ def tell(log: logging.Logger, level: int, message: str, **fields: Any) -> None:
 
 
 @contextlib.contextmanager
-def logging_to(stream: TextIO | None = None, *, form: str = "text", level: str = "info") -> Iterator[None]:
-    """Send all logs of this process to a stream (default: stderr), ours and the libraries'.
+def logging_to(
+    stream: TextIO | None = None, *, form: str = "text", level: str = "info"
+) -> Iterator[Callable[[], None]]:
+    """Send all logs of this process to a stream (default: stderr), ours and the libraries'. Yields a function that returns
+    when all lines so far are written: for who ends the process.
 
     A thread of its own writes them: whoever reads a pipe slowly must not stop the event loop.
     """
@@ -53,8 +56,13 @@ def logging_to(stream: TextIO | None = None, *, form: str = "text", level: str =
         log.setLevel(its_level)
     logging.getLogger().handlers = [handler]
     writer.start()
+
+    def settle() -> None:
+        writer.stop()
+        writer.start()
+
     try:
-        yield
+        yield settle
     finally:
         writer.stop()  # when all is written
         for log, its_level, log.handlers, log.propagate in before:

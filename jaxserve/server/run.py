@@ -46,12 +46,11 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
       UnavailableError: another server has the folder of files.
       Exception: of `load`.
     """
-    with logging_to(form=config.log_format, level=config.log_level):
-        _run(config, model_names, load)
+    with logging_to(form=config.log_format, level=config.log_level) as settle:
+        _run(config, model_names, _Run(config, load, settle))
 
 
-def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], AsyncEngine]) -> None:
-    run = _Run(config, load)
+def _run(config: ServerConfig, model_names: tuple[str, ...], run: "_Run") -> None:
     app = create_app(config, model_names, lifespan=run.lifespan)
     run.archive = app.state.archive
     context = tls(config)
@@ -105,13 +104,15 @@ def _listen_with(
 class _Run:
     """From the first signal of life to the last."""
 
-    def __init__(self, config: ServerConfig, load: Callable[[], AsyncEngine]):
+    def __init__(self, config: ServerConfig, load: Callable[[], AsyncEngine], settle: Callable[[], None]):
+        """`settle`: write what is logged."""
         self.failure: BaseException | None = None
         self.where = ""
         self.server: uvicorn.Server
         self.archive: Archive
         self._config = config
         self._load = load
+        self._settle = settle
         self._state: ServerState | None = None  # until the loop runs
         self._loop: asyncio.AbstractEventLoop
         self._draining: asyncio.Task[None] | None = None
@@ -137,6 +138,7 @@ class _Run:
             signal.raise_signal(number)
         elif self._state is None or self._state.engine is None:
             _log.info("stopped while loading")
+            self._settle()
             sys.stdout.flush()
             # Loading cannot be interrupted, and an interpreter that ends beside it may crash.
             os._exit(_EXIT_INTERRUPTED if number == signal.SIGINT else 0)

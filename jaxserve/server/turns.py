@@ -6,7 +6,7 @@ from typing import Any
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import RequestError
 from jaxserve.intake import Prompt
-from jaxserve.openai.constraint import told_with
+from jaxserve.openai.constraint import at_fault
 from jaxserve.openai.turn import Turn
 from jaxserve.request import SamplingParams
 from jaxserve.stream import Stream
@@ -26,9 +26,9 @@ async def start(engine: AsyncEngine, turn: Turn, meta: Mapping[str, Any], reques
     return engine.start(*await engine.prepare(make))
 
 
-def made(engine: AsyncEngine, prompt: Prompt, params: SamplingParams, form: str | None, **named: Any) -> Any:
+def made(engine: AsyncEngine, prompt: Prompt, params: SamplingParams, form: str, **named: Any) -> Any:
     """What `Intake.request` makes. A fault of a constraint is told with `form`, the field that asked for it."""
     try:
         return engine.intake.request(prompt, params, **named)
     except RequestError as error:
-        raise told_with(str(error), form) if form and "structured_outputs" in str(error) else error from None
+        raise at_fault(error, form) from None

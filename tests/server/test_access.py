@@ -217,7 +217,7 @@ def test_at_level_debug_messages_are_told(logged):
     stream = io.StringIO()
     with logging_to(stream, level="debug"):
         httpx.post(f"{server.url}/fail")
-        assert f"ValueError: cannot read '{SECRET}'" in stream.getvalue()
+    assert f"ValueError: cannot read '{SECRET}'" in stream.getvalue()  # all is written when it ends
     assert logging.getLogger("jaxserve").level == logging.INFO  # as it was
 
 

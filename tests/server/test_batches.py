@@ -78,8 +78,9 @@ def test_a_batch_is_answered_as_its_requests_would_be(alice):
 def test_lines_whose_bodies_are_wrong_are_errors_beside_the_answers(alice):
     lines = [line("good"), line("field", temprature=1), line("model", model="gpt-4"), line("stream", stream=True)]
     lines.append(line("client", client="bob"))
+    lines.append(line("form", guided_regex="(a"))
     done = end(alice, begin(alice, lines))
-    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 4)
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 5)
     assert set(rows(alice, done.output_file_id)) == {"good"}
     errors = rows(alice, done.error_file_id)
     told = {
@@ -91,7 +92,9 @@ def test_lines_whose_bodies_are_wrong_are_errors_beside_the_answers(alice):
         "model": (404, "model_not_found", 3),
         "stream": (400, "unsupported_field", 4),
         "client": (403, "wrong_client", 5),
+        "form": (400, "invalid_request", 6),
     }
+    assert errors["form"]["error"]["message"] == "guided_regex cannot be used: unclosed group"
     assert "did you mean 'temperature'" in errors["field"]["error"]["message"]
 
 

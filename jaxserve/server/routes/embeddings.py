@@ -13,7 +13,7 @@ from jaxserve.openai.embedding import EmbeddingBody, cosines
 from jaxserve.openai.ids import new_id
 from jaxserve.openai.prompts import PromptFields, listed
 from jaxserve.openai.score import RerankBody, ScoreBody
-from jaxserve.server.aside import aside, size_of
+from jaxserve.server.aside import answered, size_of
 from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
 from jaxserve.server.json import JsonResponse
@@ -32,9 +32,8 @@ async def embeddings(request: Request) -> Response:
     inputs = listed(body.input)
     work = _vectors(state, body, inputs, meta, new_id(embedding.PREFIX), normalize=body.normalize)
     vectors, num_tokens = await while_there(request, work)
-    return await aside(
-        state.ready_engine, vectors.size, lambda: JsonResponse(embedding.answer(body, model, vectors, num_tokens))
-    )
+    engine = state.ready_engine
+    return await answered(engine, vectors.size, lambda: embedding.answer(body, model, vectors, num_tokens))
 
 
 @router.post("/score", include_in_schema=False)
@@ -109,8 +108,8 @@ async def _likelihoods(
     outputs = await engine.finish_all(made)
     num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
 
-    def answer() -> Response:
+    def answer() -> dict[str, Any]:
         found = [score_of(request, output) for (request, _), output in zip(made, outputs, strict=True)]
-        return JsonResponse(score.likelihood_answer(response_id, model, found, num_tokens))
+        return score.likelihood_answer(response_id, model, found, num_tokens)
 
-    return await aside(engine, size_of(outputs), answer)
+    return await answered(engine, size_of(outputs), answer)

@@ -13,7 +13,7 @@ from jaxserve.openai.messages import Message
 from jaxserve.openai.response_output import Response
 from jaxserve.openai.responses import PREFIX, ResponseBody
 from jaxserve.output import RequestOutput
-from jaxserve.server.aside import aside, size_of
+from jaxserve.server.aside import answered, aside, size_of
 from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import caller_of, meta_of
 from jaxserve.server.json import JsonResponse
@@ -67,7 +67,7 @@ async def create_response(request: Request) -> HttpResponse:
     size = size_of([output])
     await aside(engine, size, lambda: job.response.whole(output))
     await job.end(engine, output)
-    return await aside(engine, size, lambda: JsonResponse(job.response.body))
+    return await answered(engine, size, lambda: job.response.body)
 
 
 @router.get("/v1/responses/{response_id}")

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from jaxserve.openai.tokens import DetokenizeBody, TokenizeBody, tokenize_answer
 from jaxserve.server.bodies import answers, documents, read_body
-from jaxserve.server.json import JsonResponse
+from jaxserve.server.json import JsonResponse, LongJsonResponse
 from jaxserve.server.state import state_of
 
 router = APIRouter()
@@ -22,7 +22,7 @@ async def tokenize(request: Request) -> Response:
 
     def answer() -> Response:
         ids = body.tokens(engine.tokenizer, dialect)
-        return JsonResponse(tokenize_answer(body, ids, engine.tokenizer, engine.max_model_len))
+        return LongJsonResponse(tokenize_answer(body, ids, engine.tokenizer, engine.max_model_len))
 
     return await engine.prepare(answer)
 
