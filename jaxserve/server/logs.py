@@ -21,6 +21,7 @@ FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 OURS = "jaxserve"
 _LONGEST_TRACE = 100  # lines
+_MOST_LINES = 10_000  # that wait to be written
 _LIBRARIES = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "fastapi")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request that is being answered
@@ -41,10 +42,11 @@ def logging_to(
     """Send all logs of this process to a stream (default: stderr), ours and the libraries'. Yields a function that returns
     when all lines so far are written: for who ends the process.
 
-    A thread of its own writes them: whoever reads a pipe slowly must not stop the event loop.
+    A thread of its own writes them: whoever reads a pipe slowly must not stop the event loop. Who reads none of it loses
+    lines.
     """
     lines = SimpleQueue[logging.LogRecord]()
-    handler = QueueHandler(lines)  # makes a line of each record, where it was logged
+    handler = _Lines(lines)
     handler.setFormatter(LineFormatter(form, verbose=level == "debug"))
     writer = QueueListener(lines, logging.StreamHandler(stream or sys.stderr))  # pyright: ignore[reportArgumentType]
     # uvicorn tells of every start and stop, which we do too.
@@ -67,6 +69,14 @@ def logging_to(
         writer.stop()  # when all is written
         for log, its_level, log.handlers, log.propagate in before:
             log.setLevel(its_level)
+
+
+class _Lines(QueueHandler):
+    """Makes a line of each record, where it was logged, unless too many wait to be written."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if self.queue.qsize() < _MOST_LINES:  # pyright: ignore[reportAttributeAccessIssue]
+            super().enqueue(record)
 
 
 class LineFormatter(logging.Formatter):

@@ -1,7 +1,7 @@
 """Answers as server-sent events, and requests whose caller may go away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from jaxserve.errors import JaxserveError
 from jaxserve.openai.envelope import DONE, frame
 from jaxserve.openai.errors import ApiError, api_error
+from jaxserve.stream import Stream
 
 T = TypeVar("T")
 
@@ -26,15 +27,15 @@ _START = {
 
 
 class EventStream(Response):
-    """Sends frames as they come, and closes their source when the caller goes away.
+    """Sends frames as they come. When the caller goes away, their source is closed and the requests are ended.
 
     An error before the first frame is told with its status, as if there were no stream; one after it as a frame.
     """
 
-    def __init__(self, frames: AsyncIterator[bytes], *, done: bytes = DONE):
+    def __init__(self, frames: AsyncIterator[bytes], requests: Sequence[Stream] = (), *, done: bytes = DONE):
         self.status_code = 200
         self.background = None
-        self._frames = frames
+        self._frames, self._requests = frames, requests
         self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,6 +52,8 @@ class EventStream(Response):
         finally:
             sending.cancel()
             watching.cancel()
+            for request in self._requests:  # nobody else does if `frames` was never begun
+                request.abort()
 
     async def _send(self, send: Send) -> None:
         has_begun = False

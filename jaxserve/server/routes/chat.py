@@ -32,7 +32,7 @@ async def chat_completions(request: Request) -> Response:
     turn, response_id = body.turn(state.dialect), new_id(PREFIX)
     stream = await start(engine, turn, meta, response_id)
     if body.stream:
-        return EventStream(_frames(stream, Chunks(body, turn, response_id, model), state.pace))
+        return EventStream(_frames(stream, Chunks(body, turn, response_id, model), state.pace), [stream])
     output = await while_there(request, engine.finish(stream))
     return await answered(engine, size_of([output]), lambda: answer(body, turn, response_id, model, output))
 

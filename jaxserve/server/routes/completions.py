@@ -37,7 +37,7 @@ async def completions(request: Request) -> Response:
     streams = await start(state, body, params, meta, response_id)
     if body.stream:
         chunks = Chunks(body, response_id, model, state.tokenizer)
-        return EventStream(_frames(streams, chunks, state.pace))
+        return EventStream(_frames(streams, chunks, state.pace), streams)
     outputs = await while_there(request, finish(state, streams))
     size, tokenizer = size_of(outputs), state.tokenizer
     return await answered(state.ready_engine, size, lambda: answer(body, response_id, model, outputs, tokenizer))

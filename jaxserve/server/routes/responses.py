@@ -62,7 +62,7 @@ async def create_response(request: Request) -> HttpResponse:
     job = _Job(state, client, body, _history(state, client, body.previous_response_id))
     stream = await start(engine, job.turn, meta_of(request, body), job.id)
     if body.stream:
-        return EventStream(_frames(engine, job, stream, state.pace), done=b"")
+        return EventStream(_frames(engine, job, stream, state.pace), [stream], done=b"")
     output = await while_there(request, engine.finish(stream))
     size = size_of([output])
     await aside(engine, size, lambda: job.response.whole(output))
