@@ -219,12 +219,13 @@ def note(notes: dict[Work, Notes], times: Sequence[Times], overlap: bool) -> Non
 def fitted_model(samples: Sequence[Sample], name: str, built: Built) -> CostModel:
     """Sizes come from the engine; the speed of links to host memory and to other replicas is assumed, not measured."""
     facts, device = built.facts, jax.devices()[0]
+    num_programs = facts["warm_up_compiles"] + built.executor.metrics()["programs_from_disk"]
     assumed = of_device(device.device_kind, device.platform, built.model)
     return fit(
         samples,
         name=f"{name} on {facts['backend']}, fitted",
         block_bytes=facts["kv_pool_bytes"] / facts["num_kv_blocks"],
-        compile_s=facts["warm_up_s"] / max(facts["warm_up_compiles"], 1),
+        compile_s=facts["warm_up_s"] / max(num_programs, 1),
         swap_bytes_per_s=assumed.swap_bytes_per_s,
         transfer_bytes_per_s=assumed.transfer_bytes_per_s,
     )
