@@ -1,5 +1,6 @@
 """Config -> engine. The one place that knows both the scheduler and the local executor."""
 
+import contextlib
 import dataclasses
 import time
 from functools import partial
@@ -22,6 +23,7 @@ from jaxserve.executor.ladder import build_ladder
 from jaxserve.executor.local import LocalExecutor
 from jaxserve.executor.lockstep import Followers
 from jaxserve.executor.program import DeviceState
+from jaxserve.executor.program_store import ProgramStore, instead_of_jaxs_cache, open_store
 from jaxserve.kv.store import KVStore
 from jaxserve.memory import axes, room
 from jaxserve.memory.plan import Plan, lay_out
@@ -90,7 +92,7 @@ def build(
     # A mistake in its options is told before weights are read; the policy itself is made when all is known.
     make_policy(config.scheduling_policy, config.scheduling_options, cost=cost, capacity=None, rungs=())
     mesh = make_mesh(plan.parallel) if plan.parallel.num_devices > 1 or jax.process_count() > 1 else None
-    _use_compilation_cache(config.compilation_cache)
+    programs_folder = _use_compilation_cache(config.compilation_cache)
     native.enable(cache_folder() / "native" if config.native_kernels else None)
     attention_backend = _attention_backend(config, plan)
     compiles = count_compiles()
@@ -101,8 +103,13 @@ def build(
     started_s = time.perf_counter()
     params = _load_weights(folder, config, plan, mesh)
     loaded_s = time.perf_counter()
-    executor = _make_executor(config, plan, mesh, params)
-    executor.warm_up(progress=config.progress)
+    store, keeping = None, contextlib.nullcontext()
+    if programs_folder is not None:
+        store = _program_store(programs_folder, config, plan, mesh, params, attention_backend)
+        keeping = instead_of_jaxs_cache() if store is not None else keeping
+    with keeping:
+        executor = _make_executor(config, plan, mesh, params, store)
+        executor.warm_up(progress=config.progress)
     runner = executor if followers is None else followers.lead(executor)
     warm_s = time.perf_counter()
     facts = _facts(config, plan) | {
@@ -149,7 +156,9 @@ def _load_weights(folder: Path | None, config: EngineConfig, plan: Plan, mesh: M
     return weights.load(folder, plan.specs, plan.dtype, mesh)
 
 
-def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: Any) -> LocalExecutor:
+def _make_executor(
+    config: EngineConfig, plan: Plan, mesh: Mesh | None, params: Any, store: ProgramStore | None
+) -> LocalExecutor:
     cfg, replicas = plan.cfg, plan.parallel.data
     scheme_of = partial(_scheme_of, config, plan)
     ladder = build_ladder(config.max_num_seqs, plan.token_budget, plan.parallel.sequence, scheme_of)
@@ -172,6 +181,7 @@ def _make_executor(config: EngineConfig, plan: Plan, mesh: Mesh | None, params: 
         mesh=mesh,
         experts=ExpertBook(cfg.experts, plan.parallel.expert, config.expert_rebalance_steps) if cfg.experts else None,
         num_host_blocks=plan.num_host_blocks,
+        store=store,
     )
 
 
@@ -318,14 +328,38 @@ def _keeps_bits(config: EngineConfig) -> bool:
     return jax.default_backend() == "cpu" and config.attention_backend != "tpu"  # interpreted, for tests
 
 
-def _use_compilation_cache(choice: str | None) -> None:
-    """Keep compiled programs between runs, unless the user has set JAX's own option or turned it off."""
-    if choice in (None, "none") or getattr(jax.config, "jax_compilation_cache_dir", None):
-        return
-    folder = cache_folder() / "xla" if choice == "auto" else Path(str(choice)).expanduser()
+def _use_compilation_cache(choice: str | None) -> Path | None:
+    """Keep compiled programs between runs: the executor's in the folder that is returned, others in JAX's own cache. None if
+    there is none: it is turned off, or there are several processes, or the user has set JAX's cache and nothing here."""
+    if choice in (None, "none"):
+        return None
+    folder = cache_folder() if choice == "auto" else Path(str(choice)).expanduser()
+    programs, others = folder / "programs", folder / "jax"
+    jaxs_own = getattr(jax.config, "jax_compilation_cache_dir", None)
+    is_users = jaxs_own not in (None, "", str(others))
+    if is_users and choice == "auto":
+        return None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        programs.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"compilation_cache={str(folder)!r} cannot be used: {error}") from None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if not is_users:
+        jax.config.update("jax_compilation_cache_dir", str(others))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return programs if jax.process_count() == 1 else None
+
+
+def _program_store(
+    folder: Path, config: EngineConfig, plan: Plan, mesh: Mesh | None, params: Any, attention_backend: str
+) -> ProgramStore | None:
+    """Where the executor's programs are kept, with all that decides them. The C++ kernels are there by now: they were asked
+    for when it was settled what attends and what multiplies. A program that is read from disk needs them, too."""
+    about = {
+        "model": plan.cfg,
+        "attention": (config.attention_backend, attention_backend),
+        "matmul": matmul.chosen(plan.dtype),
+        "native": config.native_kernels,
+        "mesh": None if mesh is None else mesh.shape_tuple,
+    }
+    devices = jax.tree.leaves(params)[0].devices() if mesh is None else mesh.devices.flat
+    return open_store(folder, about, tuple(devices))

@@ -219,6 +219,12 @@ def cache_folder() -> Path:
     return Path(own) if own else (Path(base) if base else Path.home() / ".cache") / "jaxserve"
 
 
+def compiler_flags() -> list[tuple[str, str]]:
+    """What the environment tells JAX, compilers and drivers, sorted. With other flags a program may become another one."""
+    prefixes = ("CUDA_", "JAX_", "LIBTPU_", "LLVM_", "MOSAIC_", "NVIDIA_", "PALLAS_", "TF_", "TPU_", "TRITON_", "XLA_")
+    return sorted((name, value) for name, value in os.environ.items() if name.startswith(prefixes))
+
+
 def gpu_share() -> float:
     """The share of a GPU's memory that JAX takes for a process: $XLA_CLIENT_MEM_FRACTION (or its older name), else 0.75.
 

@@ -73,6 +73,7 @@ class Intake:
 
         Raises:
           RequestError: it can never be served.
+          UnavailableError: too many grammars wait to be compiled.
         """
         text, ids = self.tokens(prompt)
         if logprobs_from is None and params.prompt_logprobs is not None:
@@ -93,7 +94,7 @@ class Intake:
             request = review(request)
         self._check(request)
         if params.structured_outputs is not None and task is Task.GENERATE:
-            request = dataclasses.replace(request, grammar=self._grammar(params.structured_outputs))
+            request = dataclasses.replace(request, grammar=self._grammar(params.structured_outputs, request.client))
         return request, text
 
     def score_request(
@@ -146,10 +147,10 @@ class Intake:
             raise RequestError(f"a prompt must be text or whole-number token ids, not {prompt!r:.80}") from None
         return text, ids
 
-    def _grammar(self, wanted: StructuredOutputsParams) -> Grammar:
+    def _grammar(self, wanted: StructuredOutputsParams, client: str) -> Grammar:
         if self._grammars is None:
             raise RequestError("this model has no tokenizer.json, so structured_outputs cannot be followed")
-        return self._grammars.compile(wanted)
+        return self._grammars.compile(wanted, client)
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Each word as it is written at the start of a text and after a space."""

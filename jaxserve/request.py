@@ -18,6 +18,7 @@ from jaxserve.errors import ConfigError, RequestError
 from jaxserve.structured import Grammar, structured_outputs
 
 MAX_LOGPROBS = 20  # most alternatives per token; the width of the device's output
+MAX_STOP_CHARACTERS = 4096  # of all stop strings together: the end of a text is held against them at every token
 MAX_BANNED = 64  # most tokens held back at one step by min_tokens and multi-token bad words
 
 
@@ -94,6 +95,9 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ConfigError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
         object.__setattr__(self, "stop", _strings("stop", self.stop))
+        num_stop = sum(map(len, self.stop))
+        if num_stop > MAX_STOP_CHARACTERS:
+            raise ConfigError(f"stop holds {num_stop} characters; at most {MAX_STOP_CHARACTERS} are supported")
         object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words))
         object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids) or ())
         object.__setattr__(self, "allowed_token_ids", _ids("allowed_token_ids", self.allowed_token_ids))

@@ -9,7 +9,7 @@ import json as json_text
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from jaxserve.config import names_unknown_options
+from jaxserve.config import names_unknown_options, reject_unknown
 from jaxserve.errors import ConfigError
 
 MAX_BYTES = 1 << 18  # of a schema, an expression, all choices together, or a grammar
@@ -102,6 +102,8 @@ def structured_outputs(value: Any) -> StructuredOutputsParams | None:
         return value
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"structured_outputs must be an object, not {value!r:.80}")
+    names = [field.name for field in dataclasses.fields(StructuredOutputsParams)]
+    reject_unknown(value, names, what="option of structured_outputs")
     return StructuredOutputsParams(**value)
 
 

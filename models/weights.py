@@ -4,6 +4,7 @@ The folder is untrusted: only safetensors are read, never a pickle, and a name i
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,13 @@ def random(specs: Any, dtype: jnp.dtype, seed: int, mesh: Mesh | None = None) ->
     """Random parameters made on the devices: norms are ones, matrices normal with deviation fan_in ** -0.5."""
     key = jax.random.key(seed)
     flat, tree = jax.tree.flatten(specs, is_leaf=is_spec)
-    made = [_random_leaf(jax.random.fold_in(key, i), s, dtype, sharding_of(s, mesh)) for i, s in enumerate(flat)]
+    normal = functools.cache(_normal)  # one program for all layers
+    made = [
+        normal(spec.shape, spec.fan_in**-0.5, dtype, sharding_of(spec, mesh))(jax.random.fold_in(key, index))
+        if spec.fan_in
+        else place(np.ones(spec.shape, dtype), sharding_of(spec, mesh))
+        for index, spec in enumerate(flat)
+    ]
     return jax.tree.unflatten(tree, made)
 
 
@@ -183,9 +190,8 @@ def _read_parts(files: Mapping[str, Path], parts: Sequence[Part]) -> Iterator[tu
                 yield part, stored
 
 
-def _random_leaf(key: jax.Array, spec: WeightSpec, dtype: jnp.dtype, sharding: NamedSharding | None) -> jax.Array:
-    if not spec.fan_in:
-        return place(np.ones(spec.shape, dtype), sharding)
-    scale = spec.fan_in**-0.5
-    make = lambda k: (jax.random.normal(k, spec.shape, jnp.float32) * scale).astype(dtype)  # noqa: E731
-    return jax.jit(make, out_shardings=sharding)(key)
+def _normal(shape: tuple[int, ...], scale: float, dtype: jnp.dtype, sharding: NamedSharding | None) -> Any:
+    """A jitted function from a key to random numbers."""
+    return jax.jit(
+        lambda key: (jax.random.normal(key, shape, jnp.float32) * scale).astype(dtype), out_shardings=sharding
+    )

@@ -74,8 +74,8 @@ def test_at_first_at_once_then_so_many_together_and_the_rest_at_the_end():
     ("num_streams", "delay_s", "wanted"),
     [
         (1, 0.05, 1),  # a step takes 10 ms: 100 pieces a second
-        (10, 0.05, 1),  # 1,000
-        (40, 0.05, 2),  # 4,000 would be too many
+        (10, 0.05, 1),  # 1,000 are just enough
+        (40, 0.05, 4),  # 4,000 would be too many
         (100, 0.05, 5),
         (400, 0.05, 5),  # the delay is the most
         (400, 0.0, 1),

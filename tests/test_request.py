@@ -51,6 +51,7 @@ REFUSED = [
     ("stop", ["a", ""], "stop must hold non-empty strings"),
     ("stop", [1], "stop must hold non-empty strings, not [1]"),
     ("stop", 5, "stop must hold non-empty strings, not 5"),
+    ("stop", ["a" * 4000, "b" * 97], "stop holds 4097 characters; at most 4096 are supported"),
     ("stop", b"ab", "stop must hold non-empty strings"),
     ("bad_words", [None], "bad_words must hold non-empty strings"),
     ("stop_token_ids", "12", "stop_token_ids must hold token ids"),

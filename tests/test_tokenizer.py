@@ -2,6 +2,8 @@
 
 import json
 import random
+import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from jaxserve.errors import CheckpointError, RequestError
+from jaxserve.model_source import find_model
 from jaxserve.tokenizer import load_tokenizer
 
 CORPUS = ["the cat sat on the mat", "größe, naïve, 東京, 😀 👩‍🚀 emoji", "a b  c   d", "привет мир"] * 4
@@ -194,3 +197,40 @@ def test_text_that_is_not_unicode_is_refused(tokenizer):
         tokenizer.encode("lone \ud800 surrogate")
     with pytest.raises(RequestError, match="cannot be encoded"):
         tokenizer.encode_batch(["good", "lone \ud800 surrogate"])
+
+
+@pytest.mark.parametrize("name", ["encode", "decode"])
+def test_long_texts_hold_up_no_other_thread(name):
+    tokenizer = load_tokenizer(find_model("tiny"))
+    ids = random.Random(0).choices(range(300, 1000), k=200_000)
+    text = tokenizer.decode(ids[:100_000])
+    num_turns, is_done = 0, threading.Event()
+
+    def take_turns():
+        nonlocal num_turns
+        while not is_done.wait(0.001):
+            num_turns += 1
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    work, given = getattr(tokenizer, name), {"encode": text, "decode": ids}[name]
+    time.sleep(0.01)
+    before = num_turns
+    work(given)
+    after = num_turns
+    is_done.set()
+    other.join()
+    assert before and after - before >= 8
+
+
+def test_long_texts_have_the_tokens_that_short_ones_have():
+    tokenizer = load_tokenizer(find_model("tiny"))
+    text = "def add(a, b):\n    return größe 😀\n" * 200
+    assert len(text) > 4096
+    for special in (True, False):
+        whole = tokenizer.encode(text, add_special_tokens=special)
+        assert whole == tokenizer._backend.encode(text, add_special_tokens=special).ids
+    assert tokenizer.decode(whole) == tokenizer._backend.decode(whole) == text
+    for wrong in (7, None, ["a"] * 5000, "a" * 5000 + "\ud800"):
+        with pytest.raises(RequestError, match="no string"):
+            tokenizer.encode(wrong)  # pyright: ignore[reportArgumentType]

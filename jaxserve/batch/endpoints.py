@@ -4,13 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxserve.errors import RequestError
 from jaxserve.intake import Prompt, vectors_of
 from jaxserve.openai import chat, completion, embedding, score
-from jaxserve.openai.envelope import new_id
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.ids import new_id
 from jaxserve.openai.prompts import listed
 from jaxserve.openai.turn import Dialect
 from jaxserve.output import RequestOutput
@@ -37,6 +35,7 @@ class Work:
     prompts: Callable[[], Sequence[Prompt]]  # takes its time
     answer: Callable[[str, Sequence[RequestOutput]], dict[str, Any]]  # name of the model, answers -> body
     task: Task = Task.GENERATE
+    form: str = ""  # the field that says what the answer must look like
     keeps_text: bool = False  # the answer repeats the prompt, or depends on its text
 
 
@@ -51,13 +50,14 @@ def read_completion(raw: Mapping[str, Any], model: Model) -> Read:
     """
     body = completion.CompletionBody.model_validate(raw)
     refuse_stream(body)
-    params = body.params()
+    params, asked = body.params(), body.asked()
     prompts, body.prompt = body.prompts, ""
     room = model.max_model_len - (params.max_tokens or 1)
     work = Work(
         params=params,
         prompts=lambda: [body.ready(prompt, model.tokenizer, room) for prompt in prompts],
         answer=lambda name, outputs: completion.answer(body, new_id(completion.PREFIX), name, outputs, model.tokenizer),
+        form=asked.field if asked else "",
         keeps_text=body.echo,
     )
     return body.model, work, body.meta()
@@ -73,6 +73,7 @@ def read_chat(raw: Mapping[str, Any], model: Model) -> Read:
         params=turn.params,
         prompts=lambda: [turn.prompt(_required(model.tokenizer))],
         answer=lambda name, outputs: chat.answer(body, bare, new_id(chat.PREFIX), name, outputs[0]),
+        form=turn.form,
         keeps_text=turn.reasoning is not None,  # its end says whether the answer begins with thoughts
     )
     return body.model, work, body.meta()
@@ -102,7 +103,7 @@ def read_score(raw: Mapping[str, Any], model: Model) -> Read:
     left, right = body.left, body.right
 
     def answer(name: str, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        values = _cosines(outputs, len(left))
+        values = embedding.cosines(vectors_of(outputs), len(left))
         return score.pairs_answer(new_id(score.PREFIX), name, values, _num_tokens(outputs))
 
     return body.model, _embed(body, [*left, *right], model, answer), body.meta()
@@ -113,7 +114,8 @@ def read_rerank(raw: Mapping[str, Any], model: Model) -> Read:
     body = score.RerankBody.model_validate(raw)
 
     def answer(name: str, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        return score.rerank_answer(body, new_id(score.RERANK_PREFIX), name, _cosines(outputs, 1), _num_tokens(outputs))
+        values = embedding.cosines(vectors_of(outputs), 1)
+        return score.rerank_answer(body, new_id(score.RERANK_PREFIX), name, values, _num_tokens(outputs))
 
     return body.model, _embed(body, [body.query, *body.documents], model, answer), body.meta()
 
@@ -130,11 +132,6 @@ def _embed(
         answer=answer,
         task=Task.EMBED,
     )
-
-
-def _cosines(outputs: Sequence[RequestOutput], num_left: int) -> Sequence[float]:
-    ours, theirs = np.split(vectors_of(outputs), [num_left])
-    return embedding.cosines(np.broadcast_to(ours, theirs.shape), theirs)
 
 
 def _num_tokens(outputs: Sequence[RequestOutput]) -> int:

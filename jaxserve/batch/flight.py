@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-import traceback
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,10 +10,13 @@ from jaxserve.batch.job import Item, Job, Pin
 from jaxserve.config import EngineConfig
 from jaxserve.errors import DeviceError, JaxserveError, RequestError
 from jaxserve.intake import Prompt
-from jaxserve.openai.errors import ApiError, api_error
+from jaxserve.openai.constraint import at_fault
+from jaxserve.openai.errors import ApiError
 from jaxserve.output import Event, RequestOutput
 from jaxserve.request import SamplingParams, Task
 from jaxserve.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)  # not print: what a line has asked must not get into a server's log
 
 Answer = tuple[int, str | None, dict[str, Any] | ApiError]  # line number, custom_id, body or what is wrong
 
@@ -106,10 +109,10 @@ class Flight:
             request_ids = self._submit(job)
         except (ApiError, JaxserveError) as error:
             self._leave(job.pins)
-            return error if isinstance(error, ApiError) else api_error(error)
-        except Exception as error:  # noqa: BLE001  one line must not stop the others; the trace is for us
+            return error if isinstance(error, ApiError) else at_fault(error, job.work.form)
+        except Exception as error:  # noqa: BLE001  one line must not stop the others
             self._leave(job.pins)
-            traceback.print_exc()
+            _log.error("a line could not be started, which is a bug", exc_info=error)
             return ApiError(f"{type(error).__name__}: {error}", code="internal_error", status=500)
         started = Started(number, custom_id, job, [None] * len(request_ids))
         self._running |= {request_id: (started, place) for place, request_id in enumerate(request_ids)}

@@ -7,13 +7,13 @@ torn last line, which the next run cuts off; the requests already answered are r
 import fcntl
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxserve.batch.lines import NAMELESS, Key
 from jaxserve.errors import RequestError
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.ids import new_id
 
 LINE_START = b'{"id": "batch_req_'  # of every result line, torn or whole
 
@@ -78,8 +78,8 @@ def append(file: BinaryIO, result: dict[str, Any]) -> None:
 
 def result_line(number: int, custom_id: str | None, answer: dict[str, Any] | ApiError) -> dict[str, Any]:
     """A line of the output file: OpenAI's fields, and in an error also the line of the input."""
-    line: dict[str, Any] = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id}
-    request_id = f"req_{uuid.uuid4().hex}"
+    line: dict[str, Any] = {"id": new_id("batch_req_"), "custom_id": custom_id}
+    request_id = new_id("req_")
     if not isinstance(answer, ApiError):
         return line | {"response": {"status_code": 200, "request_id": request_id, "body": answer}, "error": None}
     return line | {

@@ -40,6 +40,7 @@ from jaxserve.loadgen.http import Host
 from jaxserve.loadgen.prompts import Prompts, Vocabulary, load_vocabulary
 from jaxserve.loadgen.report import METRICS, details, read_goodput, report, table
 from jaxserve.loadgen.run import Load, Result, check, run_load
+from jaxserve.open_files import raise_limit
 from jaxserve.workload.call import Workload
 from jaxserve.workload.generate import WORKLOADS, generate
 from jaxserve.workload.trace import read_trace
@@ -161,6 +162,7 @@ def run(args: argparse.Namespace) -> int:
         with_meta=args.send_meta,
         max_concurrency=args.max_concurrency,
     )
+    raise_limit()
     result, model = _loop()(_session(args, client, load))
     facts = {"date": time.strftime("%Y%m%d-%H%M%S"), "model": model, "base_url": base_url} | _asked(args)
     facts |= report(result, metrics=metrics, percentiles=percentiles, goodput=goodput)

@@ -28,19 +28,26 @@ def add_dataclass_flags(
     config_type: type,
     title: str,
     *,
+    only: Sequence[str] = (),
     skip: Sequence[str] = (),
     texts: Mapping[str, str] = MappingProxyType({}),
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    groups: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """One flag per field: `max_num_seqs: int` -> `--max-num-seqs`, a bool -> `--x / --no-x`.
+    """One flag per field (but those to `skip`, or `only` some): `max_num_seqs: int` -> `--max-num-seqs`, a bool ->
+    `--x / --no-x`.
 
     Help and choices come from the field's metadata, or help from `texts`; `defaults` are a command's own, for the
-    help text. Flags that are not given leave no trace in the namespace; `given` collects the others.
+    help text. With `groups`, a title for the first field of each, there are several; `title` stands before theirs. Flags
+    that are not given leave no trace in the namespace; `given` collects the others.
     """
-    group = parser.add_argument_group(title)
+    group = None if groups else parser.add_argument_group(title)
     hints = get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
-        if field.name not in skip and field.init:
+        if field.name in groups:
+            group = parser.add_argument_group(f"{title}, {groups[field.name]}")
+        if field.name not in skip and field.init and (not only or field.name in only):
+            assert group is not None, "the first field begins a group"
             flag = "--" + field.name.replace("_", "-")
             default = defaults.get(field.name, field.default)
             options = flag_options(field, hints[field.name], texts.get(field.name, ""), default)

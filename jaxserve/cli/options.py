@@ -34,6 +34,18 @@ SAMPLING_HELP = {
     "include_stop_str_in_output": "keep the stop text at the end of the answer",
     "structured_outputs": 'what the answer must look like: {"json": schema}, {"regex": text}, {"choice": texts}, ...',
 }
+# Engine options that say how much room an engine has: those of commands that load no model, beside their own.
+ROOM_OPTIONS = (
+    "dtype",
+    "kv_cache_dtype",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "num_kv_blocks",
+    "memory_utilization",
+    "enable_chunked_prefill",
+)
 NOT_FLAGS = ("seed",)  # `--seed` is an engine option and seeds sampling too
 
 

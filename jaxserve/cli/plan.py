@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.flags import add_dataclass_flags, given
+from jaxserve.cli.options import ROOM_OPTIONS
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError
 from jaxserve.memory import room
@@ -31,19 +32,7 @@ if TYPE_CHECKING:
 USAGE = "jaxserve plan MODEL [--chip CHIP | --memory SIZE] [--devices N] [options]"
 CONTEXTS = (2048, 8192, 32_768, 131_072)
 SIZES = tuple(f"{axis}_parallel_size" for axis in ("tensor", "data", "sequence", "expert"))
-OPTIONS = (
-    "dtype",
-    "kv_cache_dtype",
-    "max_model_len",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "block_size",
-    "num_kv_blocks",
-    "memory_utilization",
-    "enable_chunked_prefill",
-    "num_redundant_experts",
-    *SIZES,
-)
+OPTIONS = (*ROOM_OPTIONS, "num_redundant_experts", *SIZES)
 _MOST_SHOWN = 8  # other sizes
 
 
@@ -57,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--devices", type=int, metavar="N", help="how many (default: what the parallel sizes ask for)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    others = [field.name for field in dataclasses.fields(EngineConfig) if field.name not in OPTIONS]
-    add_dataclass_flags(parser, EngineConfig, "engine options that take memory", skip=others)
+    add_dataclass_flags(parser, EngineConfig, "engine options that take memory", only=OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from jaxserve.cli.options import add_engine_flags, engine_options, join_processe
 from jaxserve.config import api_keys_of_environment
 from jaxserve.errors import ConfigError
 from jaxserve.model_source import find_folder
-from jaxserve.server.config import ServerConfig
+from jaxserve.server.config import GROUPS, ServerConfig
 
 USAGE = "jaxserve serve MODEL [options]"
 DEFAULTS = {"max_num_seqs": 64}
@@ -21,7 +21,7 @@ DEFAULTS = {"max_num_seqs": 64}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="bundled name, folder, or hub id")
-    add_dataclass_flags(parser, ServerConfig, "server options")
+    add_dataclass_flags(parser, ServerConfig, "server options", groups=GROUPS)
     add_engine_flags(parser, DEFAULTS)
 
 

@@ -15,7 +15,6 @@ examples:
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from jaxserve.cli.cases import Case, make_cases
 from jaxserve.cli.flags import add_dataclass_flags, json_object
+from jaxserve.cli.options import ROOM_OPTIONS
 from jaxserve.cli.replicas import HERE
 from jaxserve.cluster.router import ROUTERS
 from jaxserve.config import SCHEDULING_POLICIES, EngineConfig
@@ -43,16 +43,8 @@ from jaxserve.workload.trace import read_trace, save_trace
 
 USAGE = "jaxserve simulate --model MODEL --chip CHIP (--trace FILE | --workload NAME) [options]"
 OPTIONS = (
-    "dtype",
-    "kv_cache_dtype",
-    "max_model_len",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "block_size",
-    "num_kv_blocks",
-    "memory_utilization",
+    *ROOM_OPTIONS,
     "enable_prefix_caching",
-    "enable_chunked_prefill",
     "async_scheduling",
     "swap_space",
     "preemption_mode",
@@ -142,8 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print JSON instead of a table")
     group.add_argument("--chrome-trace", type=Path, metavar="FILE", help="of the first case, for ui.perfetto.dev")
     group.add_argument("--plot", type=Path, metavar="FILE", help="picture of latency against rate")
-    others = [field.name for field in dataclasses.fields(EngineConfig) if field.name not in OPTIONS]
-    add_dataclass_flags(parser, EngineConfig, "engine options", skip=others)
+    add_dataclass_flags(parser, EngineConfig, "engine options", only=OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:

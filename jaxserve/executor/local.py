@@ -5,7 +5,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +27,7 @@ from jaxserve.executor.program import (
     jit_step,
     shardings,
 )
+from jaxserve.executor.program_store import Program, ProgramStore
 from jaxserve.executor.swap import HostPool
 from jaxserve.models.batch import TokenBatch
 from jaxserve.models.config import ModelConfig
@@ -68,13 +68,15 @@ class LocalExecutor:
         mesh: Mesh | None = None,
         experts: ExpertBook | None = None,
         num_host_blocks: int = 0,
+        store: ProgramStore | None = None,
     ):
         """`params` lie on the mesh; `empty_state` makes arrays for all of its replicas; `experts` if the model has any;
-        `num_host_blocks` of each replica can be swapped out."""
-        self._params, self._ladder = params, ladder
+        `num_host_blocks` of each replica can be swapped out; `store` keeps programs between runs."""
+        self._params, self._ladder, self._store = params, ladder, store
         self._num_replicas = 1 if mesh is None else mesh.shape["data"]
         shapes = jax.eval_shape(empty_state)
-        self._empty_state = jax.jit(empty_state, out_shardings=shardings(shapes, mesh))
+        empty = Program(jax.jit(empty_state, out_shardings=shardings(shapes, mesh)), ())
+        self._empty_state = self._compile(("empty", shapes), empty)
         self._state = self._empty_state()
         self._max_model_len = max_model_len
         self._num_slots = self._state.sampler.last_r.shape[0] // self._num_replicas
@@ -110,29 +112,19 @@ class LocalExecutor:
 
     def warm_up(self, *, progress: bool) -> None:
         """Compile everything that can ever run, so that nothing compiles later."""
-        jobs: dict[Any, Callable[[], Any]] = {rung: partial(self._lower, rung) for rung in self._ladder}
-        pairs = np.zeros(self._num_replicas * _COPIES, np.int32)
-        jobs["copy"] = lambda: self._jitted_copy.lower(self._state.kv, pairs, pairs)
-        jobs["start"] = lambda: self._jitted_start.lower(
-            self._state.sampler, *_history_chunk(0, True, 0.0, (), (), (), 0)
-        )
-        jobs["masks"] = lambda: self._jitted_masks.lower(self._state.sampler, *self._empty_masks())
-        if self._host is not None:
-            jobs |= self._host.jobs(self._state.kv)
-        if self._experts is not None and self._experts.placement is not None:
-            moe = self._params.layers[self._experts.layers[0]].mlp
-            source_s = np.arange(self._experts.plan.expert_ls.shape[1], dtype=np.int32)
-            jobs["repack"] = lambda: jit_repack(moe, self._mesh).lower(moe, source_s)
+        programs = self._programs()
 
         def compile_one(name: Any) -> tuple[Any, Callable[..., Any]]:
-            return name, jobs[name]().compile()
+            return name, self._compile(name, programs[name])
 
         with ThreadPoolExecutor(max_workers=2) as pool:
-            done = pool.map(compile_one, sorted(jobs, key=_cost_of, reverse=True))
-            bar = tqdm(done, total=len(jobs), desc="warming up", unit="shape", disable=not progress, leave=False)
+            done = pool.map(compile_one, sorted(programs, key=_cost_of, reverse=True))
+            bar = tqdm(done, total=len(programs), desc="warming up", unit="shape", disable=not progress, leave=False)
             self._compiled = dict(bar)
         if self._host is not None:
             self._host.use(self._compiled)
+        if self._store is not None:
+            self._store.trim()
 
     def dispatch(self, plan: StepPlan) -> Pending:
         """Copies, slot starts, masks, then the step itself; returns before the device is done.
@@ -173,6 +165,7 @@ class LocalExecutor:
         """What the steps so far have shown of compilation, schemes and experts."""
         return {
             "compiles_after_ready": self.num_late_compiles,
+            "programs_from_disk": 0 if self._store is None else len(self._store.loaded),
             "steps_by_scheme": dict(self.steps_by_scheme),
         } | (self._experts.metrics() if self._experts is not None else {})
 
@@ -218,8 +211,27 @@ class LocalExecutor:
                 *rows, num_tokens=rung.tokens, num_pages=self._num_blocks, page_size=self._state.kv.block_size
             )
 
-    def _lower(self, rung: Rung) -> Any:
-        return self._jitted_step.lower(self._params, self._state, empty_inputs(rung, **self._sizes), self._placement)
+    def _programs(self) -> dict[Any, Program]:
+        """All that can ever run, by name."""
+        kv, slots = self._state.kv, self._state.sampler
+        programs: dict[Any, Program] = {}
+        for rung in self._ladder:
+            inputs = empty_inputs(rung, **self._sizes)
+            programs[rung] = Program(self._jitted_step, (self._params, self._state, inputs, self._placement))
+        pairs = np.zeros(self._num_replicas * _COPIES, np.int32)
+        programs["copy"] = Program(self._jitted_copy, (kv, pairs, pairs))
+        programs["start"] = Program(self._jitted_start, (slots, *_history_chunk(0, True, 0.0, (), (), (), 0)))
+        programs["masks"] = Program(self._jitted_masks, (slots, *self._empty_masks()))
+        if self._host is not None:
+            programs |= self._host.programs(kv)
+        if self._experts is not None and self._experts.placement is not None:
+            moe = self._params.layers[self._experts.layers[0]].mlp
+            source_s = np.arange(self._experts.plan.expert_ls.shape[1], dtype=np.int32)
+            programs["repack"] = Program(jit_repack(moe, self._mesh), (moe, source_s))
+        return programs
+
+    def _compile(self, name: Any, program: Program) -> Callable[..., Any]:
+        return program.lower().compile() if self._store is None else self._store.get(name, program)
 
     @property
     def _placement(self) -> Placement[Any] | None:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxserve.executor.program import DeviceState, jit_put, jit_take
+from jaxserve.executor.program_store import Program
 from jaxserve.models.kv import BLOCKS_AXES, KVPages
 from jaxserve.sharding.rules import partition
 from jaxserve.step import BlockSwap
@@ -53,18 +54,19 @@ class HostPool:
         self._leaving: deque[tuple[int, _Load, jax.Array]] = deque()  # with the plan's index
         self._coming: dict[_Load, jax.Array] = {}
 
-    def jobs(self, kv: KVPages[Any]) -> dict[Any, Callable[[], Any]]:
+    def programs(self, kv: KVPages[Any]) -> dict[Any, Program]:
         """What has to be compiled."""
-        jobs: dict[Any, Callable[[], Any]] = {}
+        programs: dict[Any, Program] = {}
         for size in SIZES:
-            blocks = np.zeros((self._num_replicas * size, *self._block_shape), self._blocks.dtype)
+            shape = (self._num_replicas * size, *self._block_shape)
+            blocks = jax.ShapeDtypeStruct(shape, self._blocks.dtype, sharding=self._sharding)
             places = np.zeros(self._num_replicas * size, np.int32)
-            jobs["take", size] = lambda places=places: self._take.lower(kv, places)
-            jobs["put", size] = lambda blocks=blocks, places=places: self._put.lower(kv, self._send(blocks), places)
-        return jobs
+            programs["take", size] = Program(self._take, (kv, places))
+            programs["put", size] = Program(self._put, (kv, blocks, places))
+        return programs
 
     def use(self, compiled: dict[Any, Callable[..., Any]]) -> None:
-        """Take the programs of `jobs`."""
+        """Take the compiled `programs`."""
         self._compiled = compiled
 
     def take_out(self, kv: KVPages[jax.Array], swaps: Sequence[BlockSwap], plan_index: int) -> None:

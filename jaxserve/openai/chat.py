@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from jaxserve.openai.constraint import GuidedFields, ResponseFormat, only_one
-from jaxserve.openai.envelope import dumps, envelope, usage
+from jaxserve.openai.envelope import dumps, envelope, usage, usage_so_far
 from jaxserve.openai.errors import ApiError
-from jaxserve.openai.fields import NEUTRAL, JsonObject, MetaFields, SamplingFields, StreamOptions
+from jaxserve.openai.fields import NEUTRAL, JsonObject, MetaFields, SamplingFields, StreamFields
 from jaxserve.openai.logprobs import Table, chat_logprobs, prompt_logprobs
 from jaxserve.openai.messages import Message
 from jaxserve.openai.reader import News, Reader, Thought
@@ -18,10 +18,10 @@ from jaxserve.openai.turn import Dialect, Turn, turn_of
 from jaxserve.output import CompletionOutput, Event, RequestOutput
 from jaxserve.request import SamplingParams
 
-PREFIX = "chatcmpl"
+PREFIX = "chatcmpl-"
 
 
-class ChatBody(SamplingFields, MetaFields, GuidedFields):
+class ChatBody(SamplingFields, StreamFields, MetaFields, GuidedFields):
     """The body of a request."""
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -40,8 +40,6 @@ class ChatBody(SamplingFields, MetaFields, GuidedFields):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: JsonObject | None = None
@@ -82,14 +80,10 @@ class ChatBody(SamplingFields, MetaFields, GuidedFields):
             raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
         if self.logprobs:
             more["logprobs"] = self.top_logprobs or 0
-        try:
-            return self.sampling_params(max_tokens=next(iter(limits), None), **more)
-        except ApiError as error:
-            if error.param == "max_tokens" and self.max_completion_tokens is not None:
-                error.param = "max_completion_tokens"
-            elif error.param == "logprobs":
-                error.param = "top_logprobs"
-            raise
+        called = {"logprobs": "top_logprobs"}
+        if self.max_completion_tokens is not None:
+            called["max_tokens"] = "max_completion_tokens"
+        return self.sampling_params(called=called, max_tokens=next(iter(limits), None), **more)
 
 
 def answer(body: ChatBody, turn: Turn, response_id: str, model: str, output: RequestOutput) -> dict[str, Any]:
@@ -170,9 +164,7 @@ class Chunks:
         self._turn = turn
         # The beginning of all frames is the same, and made once.
         self._head = b"data: " + dumps(envelope(response_id, "chat.completion.chunk", model))[:-1] + b',"choices":['
-        options = body.stream_options or StreamOptions()
-        self._with_usage = options.include_usage
-        self._with_counts = options.include_usage and options.continuous_usage_stats
+        self._with_usage, self._with_counts = body.with_usage, body.with_counts
         self._places: dict[int, _Place] = {}
 
     def of(self, event: Event) -> bytes:
@@ -211,7 +203,8 @@ class Chunks:
     def _frame(self, choice: dict[str, Any], output: RequestOutput) -> bytes:
         told = b"]}\n\n"
         if self._with_counts:
-            told = b'],"usage":' + dumps(usage([output])) + b"}\n\n"
+            num_answer = sum(place.num_tokens for place in self._places.values())
+            told = b'],"usage":' + dumps(usage_so_far(output, num_answer)) + b"}\n\n"
         elif self._with_usage:
             told = b'],"usage":null}\n\n'
         return self._head + dumps(choice) + told

@@ -6,20 +6,20 @@ from typing import Any
 from pydantic import field_validator
 
 from jaxserve.openai.constraint import Asked, GuidedFields, ResponseFormat, only_one, told_with
-from jaxserve.openai.envelope import dumps, envelope, frame, usage
+from jaxserve.openai.envelope import dumps, envelope, frame, usage, usage_so_far
 from jaxserve.openai.errors import ApiError
-from jaxserve.openai.fields import NEUTRAL, MetaFields, SamplingFields, StreamOptions
+from jaxserve.openai.fields import NEUTRAL, MetaFields, SamplingFields, StreamFields
 from jaxserve.openai.logprobs import Table, completion_logprobs, prompt_logprobs
 from jaxserve.openai.prompts import PromptFields, Prompts, check_count, listed
 from jaxserve.output import CompletionOutput, Event, RequestOutput
 from jaxserve.request import SamplingParams
 from jaxserve.tokenizer import Tokenizer
 
-PREFIX = "cmpl"
+PREFIX = "cmpl-"
 MAX_PROMPTS = 1024  # of one body
 
 
-class CompletionBody(SamplingFields, PromptFields, MetaFields, GuidedFields):
+class CompletionBody(SamplingFields, PromptFields, StreamFields, MetaFields, GuidedFields):
     """The body of a request."""
 
     neutral = NEUTRAL
@@ -30,8 +30,6 @@ class CompletionBody(SamplingFields, PromptFields, MetaFields, GuidedFields):
     logprobs: int | None = None
     best_of: int | None = None
     response_format: ResponseFormat | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
 
@@ -128,8 +126,7 @@ class Chunks:
         self._tokenizer = tokenizer
         self._head = envelope(response_id, "text_completion", model)
         self._num_answers = body.n or 1
-        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
-        self._with_counts = body.stream_options is not None and body.stream_options.continuous_usage_stats
+        self._with_usage, self._with_counts = body.with_usage, body.with_counts
         self._places: dict[tuple[int, int], _Place] = {}
         told = (body.logprobs, body.prompt_logprobs)
         self._is_plain = told == (None, None) and not (self._with_ids or self._with_counts or body.echo)
@@ -202,12 +199,8 @@ class Chunks:
         return self._with_ids or self._body.logprobs is not None or self._body.prompt_logprobs is not None
 
     def _usage_so_far(self, prompt: int, event: Event) -> dict[str, Any]:
-        """By the events: the output is ahead of them."""
-        known = usage([event.output], prompt_only=True)
-        if not self._body.prompt_only:
-            count = sum(place.num_tokens for (number, _), place in self._places.items() if number == prompt)
-            known["completion_tokens"], known["total_tokens"] = count, known["prompt_tokens"] + count
-        return known
+        counts = (place.num_tokens for (number, _), place in self._places.items() if number == prompt)
+        return usage_so_far(event.output, 0 if self._body.prompt_only else sum(counts))
 
     def _logprobs(self, place: "_Place", event: Event, first: bool) -> dict[str, Any]:
         known = event.output.outputs[event.index].logprobs or []

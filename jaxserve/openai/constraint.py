@@ -3,7 +3,8 @@
 import re
 from typing import Any, Literal, NamedTuple
 
-from jaxserve.openai.errors import ApiError
+from jaxserve.errors import JaxserveError
+from jaxserve.openai.errors import ApiError, api_error
 from jaxserve.openai.fields import Body, JsonObject
 
 Constraint = dict[str, Any]  # what SamplingParams.structured_outputs takes
@@ -80,3 +81,8 @@ def only_one(**given: Constraint | None) -> Asked | None:
 def told_with(error: str, field: str) -> ApiError:
     """What is wrong with a constraint, told with the field that it came from."""
     return ApiError(re.sub(r"structured_outputs(\.\w+)?", field, error, count=1), param=field)
+
+
+def at_fault(error: JaxserveError, field: str) -> ApiError:
+    """What a caller is told of an error: of a constraint, with the field that asked for it, if one did."""
+    return told_with(str(error), field) if field and "structured_outputs" in str(error) else api_error(error)

@@ -11,7 +11,7 @@ from jaxserve.openai.errors import ApiError
 from jaxserve.openai.fields import MetaFields
 from jaxserve.openai.prompts import PromptFields, Prompts, check_count
 
-PREFIX = "embd"
+PREFIX = "embd-"
 NO_PICTURES: Mapping[str, tuple[Any, ...]] = {"mm_processor_kwargs": ({},)}
 MAX_INPUTS = 2048  # of one body, as OpenAI has it
 
@@ -60,9 +60,10 @@ def prompt_usage(num_tokens: int) -> dict[str, int]:
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
 
 
-def cosines(left: np.ndarray, right: np.ndarray) -> Sequence[float]:
-    """Of each pair of vectors of length 1."""
-    return [float(value) for value in np.einsum("ne,ne->n", left, right)]
+def cosines(vectors: np.ndarray, num_left: int) -> Sequence[float]:
+    """Of pairs of vectors of length 1: the first `num_left`, one or one for each, with the others."""
+    left, right = np.split(vectors, [num_left])
+    return np.einsum("ne,ne->n", np.broadcast_to(left, right.shape), right).tolist()
 
 
 def _coded(vector: np.ndarray, form: str) -> list[float] | str:

@@ -65,7 +65,7 @@ def of_validation(error: ValidationError) -> ApiError:
     if "param" in context:
         return ApiError(fault["msg"], param=context["param"], code=context.get("code"))
     if not is_clear:
-        return ApiError(f"{param}: it has none of the forms that it may have", param=param)
+        return ApiError(f"{param}: it has none of the forms that it may have, which /openapi.json tells", param=param)
     message = str(context["error"]) if fault["type"] == "value_error" else _lowered(fault["msg"])
     return ApiError(f"{param}: {message}" if param else message, param=param or None, code=context.get("code"))
 
@@ -78,8 +78,8 @@ def _likeliest(faults: Sequence[ErrorDetails]) -> tuple[ErrorDetails, bool]:
     deepest = max(len(fault["loc"]) for fault in mine)
     best = [fault for fault in mine if len(fault["loc"]) == deepest]
     forms = {tuple(part for part in fault["loc"] if not _is_step(part)) for fault in best}
-    if len(forms) == 1:
-        return best[0], True
+    if len(forms) == 1:  # a thing of another type lacks all fields of ours: its type is what is wrong
+        return next((fault for fault in best if fault["loc"][-1:] == ("type",)), best[0]), True
     fork = next(place for place, part in enumerate(best[0]["loc"]) if not _is_step(part))
     return cast(ErrorDetails, best[0] | {"loc": best[0]["loc"][:fork]}), False
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -83,7 +85,7 @@ class Body(BaseModel):
         return kept
 
 
-def _fault(message: str, param: str, code: str) -> PydanticCustomError:
+def _fault(message: str, param: str, code: str | None) -> PydanticCustomError:
     # A message is a template: braces in it would be taken for places.
     return PydanticCustomError("jaxserve", "{message}", {"message": message, "param": param[:60], "code": code})  # type: ignore[arg-type]
 
@@ -113,8 +115,8 @@ class SamplingFields(Body):
     skip_special_tokens: bool | None = None
     structured_outputs: JsonObject | None = None
 
-    def sampling_params(self, **more: Any) -> SamplingParams:
-        """The sampling options of the body, with some replaced.
+    def sampling_params(self, *, called: Mapping[str, str] = MappingProxyType({}), **more: Any) -> SamplingParams:
+        """The sampling options of the body, with some replaced. `called`: fields that have other names in this body.
 
         Raises:
           ApiError: one is out of range; it is named.
@@ -127,7 +129,11 @@ class SamplingFields(Body):
             return SamplingParams(**options)
         except JaxserveError as error:
             text = str(error)
-            raise ApiError(text, param=next((name for name in options if name in text), None)) from None
+            found = re.search(rf"\b({'|'.join(options)})\b", text) if options else None
+            if found is None:
+                raise ApiError(text) from None
+            name = called.get(found[0], found[0])
+            raise ApiError(text[: found.start()] + name + text[found.end() :], param=name) from None
 
 
 _SAMPLING = frozenset(SamplingFields.model_fields)
@@ -163,6 +169,29 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False  # vLLM's: usage so far with every chunk
+
+
+class StreamFields(Body):
+    """Whether an answer comes as a stream."""
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _options_are_for_streams(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise _fault("stream_options are for streams; send stream: true with them", "stream_options", None)
+        return self
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether the last chunk tells the usage of all."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def with_counts(self) -> bool:
+        """Whether every chunk tells the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
 def finite(value: float) -> float:

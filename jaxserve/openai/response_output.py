@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxserve.openai.envelope import dumps, new_id
+from jaxserve.openai.envelope import dumps
+from jaxserve.openai.ids import new_id
 from jaxserve.openai.logprobs import chat_logprobs
 from jaxserve.openai.messages import FunctionCall, Message, ToolCall
 from jaxserve.openai.reader import News, Reader, Thought
@@ -34,17 +35,17 @@ class Items:
             match each:
                 case CallStart(_, call_id, name):
                     call = {"call_id": call_id, "name": name, "arguments": ""}
-                    events += self._begin({"id": new_id("fc"), "type": "function_call"} | call)
+                    events += self._begin({"id": new_id("fc_"), "type": "function_call"} | call)
                 case Arguments(_, text):
                     events.append(self._delta("response.function_call_arguments.delta", text))
                 case Thought(text):
                     if self._kind != "reasoning":
-                        events += self._begin({"id": new_id("rs"), "type": "reasoning", "summary": [], "content": []})
+                        events += self._begin({"id": new_id("rs_"), "type": "reasoning", "summary": [], "content": []})
                     events.append(self._delta("response.reasoning_text.delta", text, content_index=0))
                 case Text(text):
                     if self._kind != "message":
                         said = {"type": "message", "role": "assistant", "content": []}
-                        events += self._begin({"id": new_id("msg")} | said)
+                        events += self._begin({"id": new_id("msg_")} | said)
                     delta = self._delta("response.output_text.delta", text, content_index=0)
                     events.append(delta | {"logprobs": self._waiting})
                     self._logprobs, self._waiting = self._logprobs + self._waiting, []

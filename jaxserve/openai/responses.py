@@ -24,7 +24,7 @@ from jaxserve.openai.tools.choice import (
 from jaxserve.openai.turn import Dialect, Turn, turn_of
 from jaxserve.request import SamplingParams
 
-PREFIX = "resp"
+PREFIX = "resp_"
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -179,13 +179,8 @@ class ResponseBody(SamplingFields, MetaFields, GuidedFields):
     def _sampling(self, **more: Any) -> SamplingParams:
         if self.wants_logprobs:
             more["logprobs"] = self.top_logprobs or 0
-        try:
-            return self.sampling_params(max_tokens=self.max_output_tokens, **more)
-        except ApiError as error:
-            error.param = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}.get(
-                str(error.param), error.param
-            )
-            raise
+        called = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
+        return self.sampling_params(called=called, max_tokens=self.max_output_tokens, **more)
 
 
 def _choice(choice: Mode | NamedFunction | AllowedFunctions | None) -> ToolChoice | None:

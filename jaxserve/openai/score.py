@@ -4,9 +4,9 @@ No model of ours is a cross-encoder, so pairs are compared as vLLM does for all 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jaxserve.openai.embedding import MAX_INPUTS, NO_PICTURES, prompt_usage
 from jaxserve.openai.envelope import envelope
@@ -14,8 +14,8 @@ from jaxserve.openai.fields import MetaFields, finite
 from jaxserve.openai.prompts import PromptFields, Prompts, check_count, listed
 from jaxserve.output import Score
 
-PREFIX = "score"
-RERANK_PREFIX = "rerank"
+PREFIX = "score-"
+RERANK_PREFIX = "rerank-"
 
 
 class ScoreBody(PromptFields, MetaFields):
@@ -72,7 +72,7 @@ class RerankBody(PromptFields, MetaFields):
     model: str | None = None
     query: str
     documents: list[str]
-    top_n: int = 0
+    top_n: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("documents")
     @classmethod

@@ -1,8 +1,8 @@
 """Grammars that answers must follow, through `llguidance`: compiled from what users give, then asked before every token
 which ones may come next.
 
-Compiling may take seconds and has a thread of its own. A `Guide` is asked by the engine's thread in every step, so
-what it may cost is bounded, and whoever costs more ends.
+Compiling may take seconds and has a thread of its own, where clients take turns. A `Guide` is asked by the engine's thread
+in every step, so what it may cost is bounded, and whoever costs more ends.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
@@ -18,24 +18,27 @@ from typing import Any, TypeVar
 
 from llguidance import LLMatcher, LLTokenizer
 
-from jaxserve.errors import RequestError
+from jaxserve.errors import RequestError, UnavailableError
 from jaxserve.sampling.trial import Trials, limits
 from jaxserve.structured import StructuredOutputsParams
 
 T = TypeVar("T")
 
 _KEPT = 64  # grammars
+_MOST_OF_CLIENT, _MOST_WAITING = 256, 1024  # grammars that are to be compiled
 _FREE_S = 2.0  # CPU time that an answer's masks may take in all, beside what each token may
 _TOKEN_S = 0.01
 
-
 _WAITS = ContextVar("waits", default=True)
+
+
+_Made = Future["Compiled | RequestError"]
 
 
 class Compiling(Exception):  # noqa: N818  nothing is wrong
     """A grammar is not there yet; when `done` is, ask again."""
 
-    def __init__(self, done: "Future[Compiled | RequestError]"):
+    def __init__(self, done: _Made):
         super().__init__("a grammar is being compiled")
         self.done = done
 
@@ -51,7 +54,10 @@ def without_waiting(work: Callable[..., T], *args: Any, **options: Any) -> T:
 
 
 class Grammars:
-    """The grammars of one model, compiled one after the other in a thread of their own. Any thread may ask."""
+    """The grammars of one model, compiled one after the other in a thread of their own. Any thread may ask.
+
+    Clients take turns: who sends many, or costly ones, keeps himself waiting, and each other client for one of them.
+    """
 
     def __init__(self, tokenizer_json: Callable[[], str], vocab_size: int, eos_token_ids: tuple[int, ...]):
         """`tokenizer_json`: the text of the model's `tokenizer.json`, asked for when it is needed first."""
@@ -62,26 +68,58 @@ class Grammars:
         self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-grammar")
         self._lock = threading.Lock()
         # Least recently used first; those that were refused, too: to be sent again must not cost the same again.
-        self._kept: OrderedDict[StructuredOutputsParams, Future[Compiled | RequestError]] = OrderedDict()
+        self._kept: OrderedDict[StructuredOutputsParams, _Made] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[tuple[StructuredOutputsParams, _Made]]] = (
+            OrderedDict()
+        )  # next client first
 
-    def compile(self, params: StructuredOutputsParams) -> "Compiled":
+    def compile(self, params: StructuredOutputsParams, client: str = "") -> "Compiled":
         """The grammar of what was asked for; one that was compiled before costs nothing.
 
         Raises:
           RequestError: it is no schema, expression or grammar, uses what is not supported, or is too costly.
+          UnavailableError: too many wait to be compiled.
           Compiling: it is not there yet, and the caller does not wait (`without_waiting`).
         """
         with self._lock:
-            made = self._kept.pop(params, None) or self._compiler.submit(self._compile, params)
+            made = self._kept.pop(params, None) or self._queued(params, client)
             self._kept[params] = made
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
         if not made.done() and not _WAITS.get():
             raise Compiling(made)
         found = made.result()
         if isinstance(found, RequestError):
             raise RequestError(str(found))  # a new one: each that is raised keeps hold of where
         return found
+
+    def _queued(self, params: StructuredOutputsParams, client: str) -> "_Made":
+        mine = len(self._waiting.get(client, ()))
+        if mine >= _MOST_OF_CLIENT or sum(map(len, self._waiting.values())) >= _MOST_WAITING:
+            raise UnavailableError("too many grammars wait to be compiled", remedy="Try again later")
+        made = _Made()
+        self._waiting.setdefault(client, deque()).append((params, made))
+        self._compiler.submit(self._next)
+        return made
+
+    def _next(self) -> None:
+        """Compile a grammar of the client whose turn it is."""
+        with self._lock:
+            client, waiting = self._waiting.popitem(last=False)
+            params, made = waiting.popleft()
+            if waiting:
+                self._waiting[client] = waiting
+        try:
+            found = self._compile(params)
+        except BaseException as error:  # noqa: BLE001  no fault of the grammar's, such as a process that cannot be started
+            with self._lock:
+                del self._kept[params]
+            made.set_exception(error)
+            return
+        with self._lock:  # before others, whose turn is later: who waits for this one asks again
+            self._kept.move_to_end(params)
+            done = [each for each, its in self._kept.items() if its.done()]
+            for each in done[: max(0, 1 + len(done) - _KEPT)]:
+                del self._kept[each]
+        made.set_result(found)
 
     def _compile(self, params: StructuredOutputsParams) -> "Compiled | RequestError":
         try:
@@ -90,10 +128,6 @@ class Grammars:
             return _compile(params, self._tokens)
         except RequestError as refusal:
             return refusal.with_traceback(None)
-        except BaseException:  # no fault of the grammar's, such as a process that cannot be started
-            with self._lock:
-                self._kept.pop(params, None)
-            raise
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

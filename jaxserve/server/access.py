@@ -7,13 +7,13 @@ every piece of a stream through a queue.
 import logging
 import re
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.ids import new_id
 from jaxserve.server.caller import Caller
 from jaxserve.server.json import error_response
 from jaxserve.server.logs import request_id, tell
@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 
 GONE = 499  # nginx's number for a caller who did not wait
 _SANE = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_PROBES = frozenset({"/health", "/ready", "/metrics", "/load", "/stats"})  # asked for all day, by machines
+# Asked all day, by machines: logged when what they say changes.
+_PROBES = frozenset({"/health", "/ready", "/metrics", "/load", "/stats"})
 
 
 class Access:
@@ -37,6 +38,7 @@ class Access:
         self._traffic = traffic
         self._level = logging.INFO if logs else logging.DEBUG
         self._traces = traces
+        self._told = dict[str, int]()  # by probe: its last status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -81,12 +83,18 @@ class Access:
         status = visit.status if visit.is_whole else GONE
         route = getattr(scope.get("route"), "path", NO_ROUTE)
         self._traffic.ended(route, visit.method, status)
-        quiet = route in _PROBES and status < 400
-        level = logging.DEBUG if quiet else self._level
+        level = logging.DEBUG if route in _PROBES and not self._is_news(route, status) else self._level
         if _log.isEnabledFor(level):
             tell(_log, level, "request", **_fields(visit, scope, route, status))
         if self._traces is not None and visit.streams:
             self._traces.record(visit.streams, scope["headers"], status)
+
+    def _is_news(self, probe: str, status: int) -> bool:
+        """Whether a probe says something else than the last time. Mistakes of whoever asks are none of its business."""
+        if 400 <= status < 500:
+            return True
+        before, self._told[probe] = self._told.get(probe, 200), status
+        return status != before
 
 
 def _fields(visit: Visit, scope: Scope, route: str, status: int) -> dict[str, Any]:
@@ -127,4 +135,4 @@ def _request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _SANE.fullmatch(value):
             return value.decode()
-    return uuid.uuid4().hex
+    return new_id("")

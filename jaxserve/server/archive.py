@@ -32,7 +32,7 @@ class Archive:
         """Take the folder.
 
         Raises:
-          UnavailableError: another server has it.
+          UnavailableError: another server has it, or it cannot be written in.
         """
         if self._lock is None:
             self._lock = claim(folder_of(self._state.config))
@@ -41,7 +41,7 @@ class Archive:
         """All three; unfinished batches go on from the first call on.
 
         Raises:
-          UnavailableError: another server has the folder.
+          UnavailableError: another server has the folder, or it cannot be written in.
         """
         async with self._opening:
             if self._files is None or self._store is None or self._batches is None:

@@ -18,9 +18,9 @@ from jaxserve.batch.plan import planned
 from jaxserve.batch.results import append, code_of, open_results, result_line
 from jaxserve.errors import DeviceError
 from jaxserve.openai.errors import ApiError
+from jaxserve.openai.ids import new_id
 from jaxserve.server.batch_state import Batch, BatchStore
 from jaxserve.server.files import BATCH_OUTPUT, FileStore
-from jaxserve.server.folder import new_id
 from jaxserve.server.lane import Lane, StoppedError
 
 _MOST_ERRORS = 100  # that are told of a file that is no batch

@@ -14,14 +14,17 @@ import re
 import shutil
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from jaxserve.openai.errors import ApiError
-from jaxserve.server.folder import UNFINISHED, new_id, sync, write_json
+from jaxserve.openai.ids import new_id
+from jaxserve.server.folder import UNFINISHED, sync, write_json
 
 PREFIX = "batch_"
 _ID = re.compile(r"batch_[0-9a-f]{32}")
+_MOST_ENDED = 10_000  # of a client; each takes some kB here and on disk
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 
@@ -158,10 +161,15 @@ class BatchStore:
             return [batch for batch in self._batches.values() if not batch.has_ended]
 
     def sweep(self) -> None:
-        """Forget batches that ended long ago."""
-        oldest = time.time() - self._ttl_s
+        """Forget batches that ended long ago, and of each client all that have ended but the last ones."""
+        oldest, kept = time.time() - self._ttl_s, Counter[str]()
         with self._lock:
-            old = [batch for batch in self._batches.values() if batch.has_ended and max(batch.times.values()) < oldest]
+            old = list[Batch]()
+            for batch in reversed(self._batches.values()):
+                if batch.has_ended:
+                    kept[batch.client] += 1
+                    if kept[batch.client] > _MOST_ENDED or max(batch.times.values()) < oldest:
+                        old.append(batch)
             for batch in old:
                 del self._batches[batch.batch_id]
         for batch in old:

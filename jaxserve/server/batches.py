@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +21,8 @@ from jaxserve.server.caller import Caller, owned
 from jaxserve.server.files import BATCH, FileStore
 from jaxserve.server.lane import Lane, Share
 from jaxserve.server.state import ServerState
+
+_log = logging.getLogger(__name__)
 
 _AT_ONCE = 8  # batches that run; each reads ahead
 _AT_ONCE_PER_CLIENT = 2  # so that no client can keep all others waiting
@@ -131,7 +133,14 @@ class Batches:
 
     async def _run(self, batch: Batch, share: Share) -> None:
         state, config = self._state, self._state.config
-        lane = Lane(state.ready_engine, share, asyncio.get_running_loop(), lambda: self._reason(batch))
+        account = state.account_of_batches(batch.client)
+        lane = Lane(
+            state.ready_engine,
+            share,
+            asyncio.get_running_loop(),
+            stop=lambda: self._reason(batch),
+            wait_s=lambda: state.quotas.wait_s(account, time.monotonic()),
+        )
         run = Run(
             batch=batch,
             store=self._store,
@@ -148,8 +157,8 @@ class Batches:
             await _in_thread(run, f"jaxserve-{batch.batch_id[:14]}")
         except UnavailableError:  # the engine has ended first; the next one goes on
             pass
-        except Exception as error:  # noqa: BLE001  one batch must not stop the others; the trace is for us
-            traceback.print_exc()
+        except Exception as error:  # noqa: BLE001  one batch must not stop the others
+            _log.error("a batch has failed, which is a bug", exc_info=error)
             with contextlib.suppress(OSError):  # a full disk: it stays as it is, and the next server goes on
                 await asyncio.to_thread(run.fail, f"{type(error).__name__}: {error!s:.200}")
         finally:

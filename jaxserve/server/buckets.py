@@ -5,6 +5,8 @@ import math
 
 from jaxserve.stream import Stream
 
+OF_BATCHES = "/batches"  # ends the name of a client's second account: names of clients have no slash
+
 
 @dataclasses.dataclass(slots=True)
 class Bucket:
@@ -99,6 +101,14 @@ class Quotas:
         """Let a client pay for the tokens of a stream as they come."""
         if self.tokens_per_minute is not None:
             self._account(client, None).streams[stream] = 0
+
+    def wait_s(self, client: str, now_s: float) -> float:
+        """Seconds until a client may use tokens; 0: at once. What it has used is paid for first."""
+        if self.tokens_per_minute is None:
+            return 0.0
+        tokens = self._account(client, now_s).tokens
+        assert tokens is not None
+        return tokens.wait_s(1) if tokens.level <= 0 else 0.0
 
     def num_open(self, client: str) -> int:
         """Requests of a client under way."""

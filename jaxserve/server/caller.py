@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.requests import Request
 
-from jaxserve.openai.errors import ApiError
+from jaxserve.openai.errors import ApiError, of_validation
 from jaxserve.openai.fields import MetaFields
 from jaxserve.server.state import state_of
 
@@ -79,8 +80,10 @@ def _from_headers(request: Request) -> dict[str, Any]:
                 found[name] = float(given[name])
             except ValueError:
                 raise ApiError(f"header x-{name.replace('_', '-')} must be a number", param=name) from None
-    if not found:
-        return {}
-    if not 0 < found.get("deadline_ms", 1) < float("inf") or abs(found.get("priority", 0)) == float("inf"):
-        raise ApiError("headers x-deadline-ms and x-priority must be finite numbers, a deadline above 0")
-    return MetaFields(**found).meta()
+    try:
+        return MetaFields(**found).meta() if found else {}
+    except ValidationError as error:
+        told = of_validation(error)
+        name = str(told.param)
+        message = told.message.replace(name, f"header x-{name.replace('_', '-')}", 1)
+        raise ApiError(message, param=name) from None

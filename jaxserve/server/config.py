@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from jaxserve.config import names_unknown_options, option
 from jaxserve.errors import ConfigError
@@ -12,6 +13,18 @@ from jaxserve.openai.tools.choose import CHOICES as TOOL_PARSERS
 from jaxserve.openai.tools.choose import parser_name
 
 FORM_BYTES = 64 << 10  # of an upload, beside the file
+# What belongs together, here and in --help: the first option of each group, and what the group is called.
+GROUPS: Mapping[str, str] = MappingProxyType(
+    {
+        "host": "where it listens",
+        "served_model_name": "how it answers",
+        "log_format": "what is seen of it",
+        "api_key": "who may come in",
+        "max_requests": "how much of it",
+        "request_timeout": "how long",
+        "response_store_bytes": "responses, files and batches that are kept",
+    }
+)
 
 
 @names_unknown_options
@@ -22,6 +35,7 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all, and then think of --api-key")
     port: int = option(8000, "port to listen on; 0: any free one")
     root_path: str = option("", "path before all of ours that a proxy takes away, as /llm")
+
     served_model_name: Sequence[str] = option((), "name of the model in requests; default: as it was given")
     enable_auto_tool_choice: bool = option(True, "let models decide to call tools where requests leave it to them")
     tool_call_parser: str = option(
@@ -30,19 +44,15 @@ class ServerConfig:
     reasoning_parser: str | None = option(
         None, "take the model's thoughts out of its answers", choices=tuple(REASONING_PARSERS)
     )
-    response_store_bytes: int = option(
-        64 << 20, "most memory for responses that can be asked for again (/v1/responses), in bytes; 0: none are kept"
-    )
     stream_interval: int = option(
         1, "tokens of a stream that go into one chunk; more cost the server less (the first is sent at once)"
     )
     stream_delay: float = option(
-        0.05, "most seconds that a token waits for more to share its chunk, while very many streams are open; 0: never"
+        0.05,
+        "most seconds that a token waits for others to share its chunk, and at most a millisecond for each stream that"
+        " is open; 0: never",
     )
-    max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
-    max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
 
-    # What is seen of it.
     log_format: str = option("text", "lines for people, or JSON objects for machines", ("text", "json"))
     log_level: str = option(
         "info", "how much is logged; prompts may be quoted at debug only", ("debug", "info", "warning", "error")
@@ -52,7 +62,6 @@ class ServerConfig:
         None, "collector of OpenTelemetry traces (OTLP over HTTP), as http://127.0.0.1:4318/v1/traces"
     )
 
-    # Who may come in.
     api_key: Sequence[str] = dataclasses.field(
         default=(),
         repr=False,
@@ -78,7 +87,8 @@ class ServerConfig:
     ssl_certfile: str | None = option(None, "certificate, for https")
     ssl_ca_certs: str | None = option(None, "certificates of authorities: callers must bring a certificate of theirs")
 
-    # How much of it.
+    max_requests: int = option(1024, "most unfinished requests; more are refused with status 503")
+    max_body_bytes: int = option(4 << 20, "longest body of a request, in bytes (files: see max_file_bytes)")
     max_prompt_tokens: int | None = option(None, "longest prompt; default: what the model can hold")
     max_tokens_per_request: int | None = option(
         None, "longest answer; who asks for more is refused, who does not say gets this many"
@@ -86,11 +96,14 @@ class ServerConfig:
     max_answers_per_request: int = option(128, "most answers to one prompt (n)")
     max_concurrency_per_client: int | None = option(None, "most requests of one key under way; more get status 429")
     requests_per_minute: int | None = option(None, "for each key; more get status 429")
-    tokens_per_minute: int | None = option(None, "of prompts and answers, for each key; then status 429 until paid off")
+    tokens_per_minute: int | None = option(
+        None,
+        "of prompts and answers, for each key; then status 429 until paid off. Its batches have as many of their own, and "
+        "wait; the two limits above are not theirs",
+    )
     max_connections: int = option(4096, "most open connections; more are closed at once")
     max_header_bytes: int = option(32 << 10, "longest head of a request, in bytes; more gets status 431")
 
-    # How long.
     request_timeout: float = option(0.0, "seconds from a request to the end of its answer, then 504; 0: no limit")
     enforce_deadlines: bool = option(False, "end a request when its own deadline_ms are over, instead of late")
     header_timeout: float = option(10.0, "seconds in which the head of a request must have come")
@@ -101,7 +114,10 @@ class ServerConfig:
     drain_timeout: float = option(
         30.0, "seconds that requests under way get to end after SIGTERM or Ctrl-C; then they are cut short"
     )
-    # Files and batches.
+
+    response_store_bytes: int = option(
+        64 << 20, "most memory for responses that can be asked for again (/v1/responses), in bytes; 0: none are kept"
+    )
     files_dir: str | None = option(None, "folder of uploaded files and batches; default: files in the cache folder")
     max_file_bytes: int = option(512 << 20, "longest file that may be uploaded")
     max_client_file_bytes: int = option(8 << 30, "most bytes that the files of a client may have together")

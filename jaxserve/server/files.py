@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from jaxserve.openai.errors import ApiError
-from jaxserve.server.folder import UNFINISHED, new_id, publish, sync, write_json
+from jaxserve.openai.ids import new_id
+from jaxserve.server.folder import UNFINISHED, publish, sync, write_json
 
 PREFIX = "file-"
 BATCH, BATCH_OUTPUT = "batch", "batch_output"  # purposes
@@ -131,7 +132,7 @@ class FileStore:
         with self._lock:
             file = self._files.get(file_id)
         if file is None or file.client != client or file.expires_s <= self._clock():
-            raise ApiError(f"there is no file {file_id[:60]!r}", status=404, code="file_not_found", param="file_id")
+            raise not_there(file_id)
         return file
 
     def of(self, client: str, purpose: str | None = None) -> list[StoredFile]:
@@ -202,6 +203,11 @@ def plain(filename: str) -> str:
     """The last part of a name, without what a terminal or a header would obey."""
     name = PurePosixPath(filename.replace("\\", "/")).name
     return "".join(c for c in name if c.isprintable())[:255] or "file"
+
+
+def not_there(file_id: str) -> ApiError:
+    """What is told of a file that there is not, or not any more."""
+    return ApiError(f"there is no file {file_id[:60]!r}", status=404, code="file_not_found", param="file_id")
 
 
 def too_long(max_bytes: int) -> ApiError:

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,10 +15,16 @@ def claim(folder: Path) -> BinaryIO:
     """Make the folder, and take it until the returned file is closed or the process dies.
 
     Raises:
-      UnavailableError: another server has it.
+      UnavailableError: another server has it, or it cannot be written in.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (folder / "lock").open("a+b")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (folder / "lock").open("a+b")
+    except OSError as error:
+        raise UnavailableError(
+            f"the folder of files {folder} cannot be used: {(error.strerror or str(error)).lower()}",
+            remedy="Give --files-dir one that may be written in",
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -34,11 +39,6 @@ def claim(folder: Path) -> BinaryIO:
     lock.write(str(os.getpid()).encode())
     lock.flush()
     return lock
-
-
-def new_id(prefix: str) -> str:
-    """A name that nobody can guess: 128 random bits."""
-    return prefix + secrets.token_hex(16)
 
 
 def write_json(path: Path, content: Any) -> None:

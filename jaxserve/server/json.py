@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from jaxserve.openai.envelope import dumps
+from jaxserve.openai.envelope import dumps, dumps_in_pieces
 from jaxserve.openai.errors import ApiError
 
 
@@ -18,6 +18,14 @@ class JsonResponse(Response):
     def render(self, content: Any) -> bytes:
         """See Response."""
         return dumps(content)
+
+
+class LongJsonResponse(JsonResponse):
+    """The same, made without holding up other threads."""
+
+    def render(self, content: Any) -> bytes:
+        """See Response."""
+        return dumps_in_pieces(content)
 
 
 def error_response(error: ApiError, *, wait_s: float = 1.0, headers: Mapping[str, str] | None = None) -> JsonResponse:

@@ -65,7 +65,7 @@ def keys_of(config: ServerConfig) -> Keys:
 
 def fingerprint(key: str) -> str:
     """The name of a client of whom nothing is known but the key: 32 bits of a hash of it, the same after a restart."""
-    return "key-" + hashlib.sha256(b"jaxserve client " + key.encode()).hexdigest()[:8]
+    return "key-" + hashlib.sha256(b"jaxserve client " + key.encode(errors="replace")).hexdigest()[:8]
 
 
 def _hash(key: bytes) -> bytes:

@@ -7,6 +7,7 @@ that touches streams happens on the event loop.
 import asyncio
 import contextlib
 import queue
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,19 +15,21 @@ from jaxserve.async_engine import AsyncEngine
 from jaxserve.config import EngineConfig
 from jaxserve.errors import JaxserveError, UnavailableError
 from jaxserve.intake import Prompt
+from jaxserve.openai.ids import new_id
 from jaxserve.output import Event
 from jaxserve.request import Request, SamplingParams, Task
-from jaxserve.server.folder import new_id
 from jaxserve.stream import WHOLE, Stream
 from jaxserve.tokenizer import Tokenizer
 
+REQUEST_PREFIX = "batch-"  # of the ids of its requests
 LATER = 1e9  # added to priorities: for policies that go by them, all of a batch is behind all who wait
 _WAIT_S = 0.1  # for news, and before asking again for a place
+_LONGEST_WAIT_S = 1.0  # before it looks again whether tokens may be used
 _UNKNOWN_BUDGET = 512  # tokens of a step, where the engine has chosen by itself
 
 
-class StoppedError(Exception):
-    """The batch was told to end: `reason` is "cancelled", "expired" or "closing"."""
+class StoppedError(BaseException):
+    """The batch was told to end: `reason` is "cancelled", "expired" or "closing". No fault of the line that meets it."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -57,12 +60,21 @@ class Share:
 class Lane:
     """One batch's. `Engine` of jaxserve/batch/flight.py."""
 
-    def __init__(self, engine: AsyncEngine, share: Share, loop: asyncio.AbstractEventLoop, stop: Callable[[], str]):
-        """`stop`: why the batch must end; empty while it need not."""
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        share: Share,
+        loop: asyncio.AbstractEventLoop,
+        stop: Callable[[], str],
+        wait_s: Callable[[], float],
+    ):
+        """`stop`: why the batch must end; empty while it need not. `wait_s`, asked on the event loop: seconds until it may
+        use tokens again."""
         self._engine = engine
         self._share = share
         self._loop = loop
         self._stop = stop
+        self._wait_s = wait_s
         self._news: queue.SimpleQueue[Sequence[Event] | JaxserveError] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}  # on the event loop
         self._unread: dict[str, int] = {}  # requests whose prompt is not computed yet: its tokens
@@ -98,13 +110,21 @@ class Lane:
             raise StoppedError(reason)
 
     def submit(self, prompt: Prompt, params: SamplingParams, *, task: Task, meta: Mapping[str, Any]) -> str:
-        """Queue a prompt. While the engine takes no more requests it waits for its place.
+        """Queue a prompt. While the engine, or whoever compiles grammars, takes no more it waits for its place.
 
         Raises:
           RequestError: it can never be served.
+          StoppedError: the batch must end.
         """
         meta = {**meta, "priority": LATER + meta.get("priority", 0)}
-        request, text = self._engine.intake.request(prompt, params, task=task, meta=meta, request_id=new_id("batch-"))
+        options: dict[str, Any] = {"task": task, "meta": meta, "request_id": new_id(REQUEST_PREFIX)}
+        while True:
+            try:
+                request, text = self._engine.intake.request(prompt, params, **options)
+                break
+            except UnavailableError:
+                self.check()
+                time.sleep(_WAIT_S)
         self._unread[request.request_id] = len(request.prompt_token_ids)
         self._loop.call_soon_threadsafe(self._begin, request, text)
         return request.request_id
@@ -138,6 +158,10 @@ class Lane:
     def _begin(self, request: Request, text: str | None) -> None:
         if request.request_id not in self._unread:  # aborted while it waited
             return
+        wait_s = 0.0 if self._engine.failure else self._wait_s()
+        if wait_s:
+            self._loop.call_later(min(wait_s, _LONGEST_WAIT_S), self._begin, request, text)
+            return
         try:
             stream = self._engine.start(request, text)
         except UnavailableError as error:
@@ -169,6 +193,7 @@ class Lane:
             self._unread.pop(stream.request_id, None)
             self._streams.pop(stream.request_id, None)
             self._share.num_taken -= 1
+            self._wait_s()  # its tokens are paid for, and nobody holds on to it any more
 
     def _abort(self, request_id: str) -> None:
         self._unread.pop(request_id, None)

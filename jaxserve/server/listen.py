@@ -1,6 +1,5 @@
 """The socket and the certificates, tried before a model is loaded, so that a mistake is told at once."""
 
-import contextlib
 import errno
 import socket
 import ssl
@@ -90,13 +89,3 @@ def url(config: ServerConfig, listening: socket.socket) -> str:
 def is_private(listening: socket.socket) -> bool:
     """Whether only this machine can reach it."""
     return is_local(listening.getsockname()[0])
-
-
-def raise_file_limit() -> None:
-    """Each connection is a file, and many systems give a process 1,024 unless it asks for more."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource  # not on Windows
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16) if hard > 0 else 1 << 16, hard))

@@ -13,6 +13,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from logging.handlers import QueueHandler, QueueListener
+from queue import SimpleQueue
 from typing import Any, TextIO
 
 FORMATS = ("text", "json")
@@ -33,10 +35,18 @@ def tell(log: logging.Logger, level: int, message: str, **fields: Any) -> None:
 
 
 @contextlib.contextmanager
-def logging_to(stream: TextIO | None = None, *, form: str = "text", level: str = "info") -> Iterator[None]:
-    """Send all logs of this process to a stream (default: stderr), ours and the libraries'."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+def logging_to(
+    stream: TextIO | None = None, *, form: str = "text", level: str = "info"
+) -> Iterator[Callable[[], None]]:
+    """Send all logs of this process to a stream (default: stderr), ours and the libraries'. Yields a function that returns
+    when all lines so far are written: for who ends the process.
+
+    A thread of its own writes them: whoever reads a pipe slowly must not stop the event loop.
+    """
+    lines = SimpleQueue[logging.LogRecord]()
+    handler = QueueHandler(lines)  # makes a line of each record, where it was logged
     handler.setFormatter(LineFormatter(form, verbose=level == "debug"))
+    writer = QueueListener(lines, logging.StreamHandler(stream or sys.stderr))  # pyright: ignore[reportArgumentType]
     # uvicorn tells of every start and stop, which we do too.
     levels = {"": "WARNING", OURS: level.upper(), "uvicorn": "DEBUG" if level == "debug" else "WARNING"}
     loggers = {logging.getLogger(name): levels.get(name, "NOTSET") for name in ("", OURS, *_LIBRARIES)}
@@ -45,9 +55,16 @@ def logging_to(stream: TextIO | None = None, *, form: str = "text", level: str =
         log.handlers, log.propagate = [], True
         log.setLevel(its_level)
     logging.getLogger().handlers = [handler]
+    writer.start()
+
+    def settle() -> None:
+        writer.stop()
+        writer.start()
+
     try:
-        yield
+        yield settle
     finally:
+        writer.stop()  # when all is written
         for log, its_level, log.handlers, log.propagate in before:
             log.setLevel(its_level)
 

@@ -1,8 +1,6 @@
 """The events of several streams as they come, several of one answer as one."""
 
 import asyncio
-import dataclasses
-import itertools
 from collections.abc import AsyncIterator, Sequence
 
 from jaxserve.errors import DeviceError
@@ -70,9 +68,8 @@ def joined(events: Sequence[Event]) -> list[Event]:
 
 
 def _one(parts: Sequence[Event]) -> Event:
-    last = parts[-1]
-    return dataclasses.replace(
-        last,
-        text="".join([part.text for part in parts]),
-        token_ids=tuple(itertools.chain.from_iterable(part.token_ids for part in parts)),
-    )
+    last, ids = parts[-1], list[int]()
+    for part in parts:
+        ids += part.token_ids
+    text = "".join([part.text for part in parts])
+    return Event(last.request_id, last.index, text, tuple(ids), last.finish_reason, last.output)

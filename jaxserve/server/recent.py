@@ -1,6 +1,7 @@
 """The last requests and what became of them, for the page: figures and names, never a text."""
 
 import dataclasses
+import re
 from collections import deque
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxserve.openai import chat, completion, embedding, responses
 from jaxserve.output import RequestOutput
 from jaxserve.stream import Stream
 
+_PREFIX = re.compile("[^-_]*[-_]?")
 # By the beginning of a request's id, which tells the route that it came by. Others are shown as they are: score, batch.
 _KINDS = {
     completion.PREFIX: "completions",
@@ -85,8 +87,9 @@ class Recent:
 
 
 def _kind(request_id: str) -> str:
-    prefix = request_id.replace("_", "-").partition("-")[0]
-    return _KINDS.get(prefix, prefix)
+    prefix = _PREFIX.match(request_id)
+    assert prefix is not None  # it may be empty
+    return _KINDS.get(prefix[0], prefix[0].rstrip("-_"))
 
 
 def _update(row: Row, output: RequestOutput | None) -> None:

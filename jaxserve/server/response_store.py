@@ -8,7 +8,7 @@ from typing import Any
 from jaxserve.openai.envelope import dumps
 from jaxserve.openai.messages import Message
 
-_PER_MESSAGE = 1000  # bytes beside its text, about
+_PER_MESSAGE = 1000  # bytes beside its texts, and for each of its calls, about
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,7 +21,19 @@ class Stored:
     @property
     def num_bytes(self) -> int:
         """What it holds, about."""
-        return len(self.response) + sum(_PER_MESSAGE + len(message.text or "") for message in self.messages)
+        return len(self.response) + sum(map(_num_bytes, self.messages))
+
+
+def _num_bytes(message: Message) -> int:
+    calls = [(call.function.name, str(call.function.arguments), call.id) for call in message.tool_calls or ()]
+    texts = (
+        message.text,
+        message.name,
+        message.reasoning,
+        message.tool_call_id,
+        *(each for call in calls for each in call),
+    )
+    return _PER_MESSAGE * (1 + len(calls)) + sum(len(text or "") for text in texts)
 
 
 class ResponseStore:

@@ -19,11 +19,12 @@ from starlette.types import ASGIApp
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import UnavailableError
+from jaxserve.open_files import raise_limit
 from jaxserve.server.app import create_app
 from jaxserve.server.archive import Archive
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.door import Hosts
-from jaxserve.server.listen import is_private, listen, raise_file_limit, tls, url
+from jaxserve.server.listen import is_private, listen, tls, url
 from jaxserve.server.logs import logging_to, tell
 from jaxserve.server.protocol import protocol
 from jaxserve.server.state import ServerState
@@ -31,9 +32,9 @@ from jaxserve.server.state import ServerState
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAST_WORDS_S = 5.0  # for answers that are complete, or cut short, to reach their callers
-# Of garbage: after so many new objects, so many collections of these, so many of those. The last kind looks through all that
-# requests hold, 20 ms with 256 of them, so it is ten times as rare as Python's own; at most 700,000 objects wait for it.
-_COLLECTIONS = (700, 10, 100)
+# Of garbage: after so many new objects, so many collections of these, so many of those. Python's own (700, 10, 10) takes a
+# request's answer of 128 tokens 0.4 ms more, and the last kind, which looks through all that requests hold, comes too often.
+_COLLECTIONS = (5000, 10, 20)
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 
 
@@ -45,16 +46,15 @@ def run_server(config: ServerConfig, model_names: tuple[str, ...], load: Callabl
       UnavailableError: another server has the folder of files.
       Exception: of `load`.
     """
-    with logging_to(form=config.log_format, level=config.log_level):
-        _run(config, model_names, load)
+    with logging_to(form=config.log_format, level=config.log_level) as settle:
+        _run(config, model_names, _Run(config, load, settle))
 
 
-def _run(config: ServerConfig, model_names: tuple[str, ...], load: Callable[[], AsyncEngine]) -> None:
-    run = _Run(config, load)
+def _run(config: ServerConfig, model_names: tuple[str, ...], run: "_Run") -> None:
     app = create_app(config, model_names, lifespan=run.lifespan)
     run.archive = app.state.archive
     context = tls(config)
-    raise_file_limit()
+    raise_limit()
     with listen(config) as listening:
         _claim(run.archive, config)
         _listen_with(app, config, run, context, listening)
@@ -104,13 +104,15 @@ def _listen_with(
 class _Run:
     """From the first signal of life to the last."""
 
-    def __init__(self, config: ServerConfig, load: Callable[[], AsyncEngine]):
+    def __init__(self, config: ServerConfig, load: Callable[[], AsyncEngine], settle: Callable[[], None]):
+        """`settle`: write what is logged."""
         self.failure: BaseException | None = None
         self.where = ""
         self.server: uvicorn.Server
         self.archive: Archive
         self._config = config
         self._load = load
+        self._settle = settle
         self._state: ServerState | None = None  # until the loop runs
         self._loop: asyncio.AbstractEventLoop
         self._draining: asyncio.Task[None] | None = None
@@ -136,6 +138,7 @@ class _Run:
             signal.raise_signal(number)
         elif self._state is None or self._state.engine is None:
             _log.info("stopped while loading")
+            self._settle()
             sys.stdout.flush()
             # Loading cannot be interrupted, and an interpreter that ends beside it may crash.
             os._exit(_EXIT_INTERRUPTED if number == signal.SIGINT else 0)

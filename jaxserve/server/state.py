@@ -12,8 +12,9 @@ from jaxserve.openai.names import served_name
 from jaxserve.openai.turn import Dialect
 from jaxserve.request import Request
 from jaxserve.server import limits
-from jaxserve.server.buckets import Quotas
+from jaxserve.server.buckets import OF_BATCHES, Quotas
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.lane import REQUEST_PREFIX
 from jaxserve.server.metrics import Metrics
 from jaxserve.server.response_store import ResponseStore
 from jaxserve.server.stats import Stats
@@ -72,8 +73,17 @@ class ServerState:
             self.engine = self.metrics.engine = None
 
     def _charge(self, stream: Stream) -> None:
-        # Without keys a client is whoever it says, so all share one account.
-        self.quotas.follow(stream.request.client if self.config.has_keys else "", stream)
+        client = stream.request.client
+        is_of_batch = stream.request_id.startswith(REQUEST_PREFIX)
+        self.quotas.follow(self.account_of_batches(client) if is_of_batch else self.account_of(client), stream)
+
+    def account_of(self, client: str) -> str:
+        """Who pays. Without keys a client is whoever it says, so all share one account."""
+        return client if self.config.has_keys else ""
+
+    def account_of_batches(self, client: str) -> str:
+        """Who pays for batches: what they use is not taken from requests that somebody waits for."""
+        return self.account_of(client) + OF_BATCHES
 
     @property
     def ready_engine(self) -> AsyncEngine:

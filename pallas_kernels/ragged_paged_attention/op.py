@@ -1,6 +1,7 @@
 """Attention of a ragged batch of queries over a paged KV pool: prefill, chunks and decodes in one call."""
 
 import functools
+import importlib
 from typing import Any
 
 import jax
@@ -8,22 +9,24 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxserve.pallas_kernels.dispatch import dispatch, tried
-from jaxserve.pallas_kernels.ragged_paged_attention import checks, cpu, ref, tpu, triton, xla
+from jaxserve.pallas_kernels.dispatch import Implementation, dispatch, tried
+from jaxserve.pallas_kernels.ragged_paged_attention import checks, cpu, ref, xla
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Attended, Extras, Options, Rows
 
 
-def _gpu_attend(*args: Any) -> Attended:
-    # Not at the top: Mosaic GPU takes 0.3 s to load, a tenth of a small model's start on a machine without one.
-    from jaxserve.pallas_kernels.ragged_paged_attention import gpu
+def _loaded_late(backend: str) -> Implementation:
+    """Pallas takes 0.1 s to load and Mosaic GPU 0.3 s, for nothing on a machine without their chips."""
 
-    return gpu.attend(*args)
+    def attend(*args: Any) -> Attended:
+        return importlib.import_module(f"{__package__}.{backend}").attend(*args)
+
+    return attend
 
 
 IMPLEMENTATIONS = {
-    "tpu": tpu.attend,
-    "gpu": _gpu_attend,
-    "triton": triton.attend,
+    "tpu": _loaded_late("tpu"),
+    "gpu": _loaded_late("gpu"),
+    "triton": _loaded_late("triton"),
     "cpu": cpu.attend,
     "xla": xla.attend,
     "ref": ref.attend,

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserve.pallas_kernels.dispatch import dispatch, tried
-from jaxserve.pallas_kernels.ragged_paged_attention import tpu, tpu_write, xla
+from jaxserve.pallas_kernels.ragged_paged_attention import xla
 from jaxserve.pallas_kernels.ragged_paged_attention.signature import Rows, to_pool
 
 
 def _on_tpu(pages_pkbd, new_tkd, rows: Rows):
+    from jaxserve.pallas_kernels.ragged_paged_attention import tpu, tpu_write  # not at the top: see `op.py`
+
     tpu.refuse_pool(pages_pkbd, new_tkd.dtype, rows)
     return tpu_write.write(pages_pkbd, new_tkd, rows)
 

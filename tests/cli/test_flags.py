@@ -8,6 +8,7 @@ import pytest
 
 from jaxserve.cli.flags import add_dataclass_flags, given, parse
 from jaxserve.config import nearest
+from jaxserve.server.config import GROUPS, ServerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +73,18 @@ def test_a_mistake_is_one_message_and_code_2(arguments, message, capsys):
 def test_nearest_keeps_silent_when_nothing_is_near():
     assert nearest("genrate", ["generate", "chat"]) == "generate"
     assert nearest("xylophone", ["generate", "chat"]) is None
+
+
+def test_flags_are_shown_in_groups(capsys):
+    parser = argparse.ArgumentParser()
+    add_dataclass_flags(parser, Options, "options", groups={"model": "what", "seed": "how"})
+    parser.print_help()
+    shown = capsys.readouterr().out
+    order = [shown.index(text) for text in ("options, what:", "  --temperature", "options, how:", "  --seed")]
+    assert order == sorted(order)
+
+
+def test_groups_of_the_server_name_its_options():
+    names = [field.name for field in dataclasses.fields(ServerConfig)]
+    assert [name for name in names if name in GROUPS] == list(GROUPS)
+    assert names[0] == next(iter(GROUPS))

@@ -31,7 +31,7 @@ def test_blocks_come_back_as_they_left(seed: int, parallel: Parallel | None):
         empty_pages(cfg, num_replicas * BLOCKS, BLOCK_SIZE, jnp.dtype("float32")), empty_state(num_replicas, 16)
     )
     pool = HostPool(empty, mesh, num_replicas, HOST_BLOCKS)
-    pool.use({name: lower().compile() for name, lower in pool.jobs(placed(empty, mesh).kv).items()})
+    pool.use({name: program.lower().compile() for name, program in pool.programs(placed(empty, mesh).kv).items()})
     rng, content = random.Random(seed), np.random.default_rng(seed)
     device = content.normal(size=(num_replicas, BLOCKS, cfg.num_layers, *empty.kv.pages_pkbd.shape[1:]))
     device = device.astype(np.float32)

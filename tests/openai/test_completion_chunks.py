@@ -17,7 +17,7 @@ def event(text, index=0, reason=None):
 @pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}])
 @pytest.mark.parametrize("text", ["plain", 'a "quoted" \\ text\n', '"text":""', "Zoë 🙂 \u2028", " "])
 def test_a_plain_frame(options, text):
-    body = CompletionBody.model_validate({"prompt": ["a", "b"], "n": 2, **options})
+    body = CompletionBody.model_validate({"prompt": ["a", "b"], "n": 2, "stream": True, **options})
     chunks = Chunks(body, "cmpl-1", 'a "text":"" model', object())
     for prompt, index in ((0, 0), (1, 1), (1, 1)):
         content = chunks.of(prompt, event(text, index))

@@ -5,12 +5,15 @@ from pydantic import ValidationError
 
 from jaxserve.openai.chat import ChatBody
 from jaxserve.openai.completion import CompletionBody
-from jaxserve.openai.errors import of_validation
+from jaxserve.openai.errors import ApiError, of_validation
 from jaxserve.openai.responses import ResponseBody
+from jaxserve.openai.score import RerankBody
+from jaxserve.openai.turn import Dialect
 
 NAN = float("nan")
 FUNCTION = {"type": "function", "name": "f"}
 HI = [{"role": "user", "content": "hi"}]
+SAYING = {CompletionBody: {"prompt": "hi"}, ChatBody: {"messages": HI}, ResponseBody: {"input": "hi"}}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,10 @@ HI = [{"role": "user", "content": "hi"}]
             "tools[0].parameters",
             "finite",
         ),
+        (ResponseBody, {"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "should be 'function'"),
+        (RerankBody, {"query": "x", "documents": ["y"], "top_n": -1}, "top_n", "greater than or equal to 0"),
+        (ChatBody, {"messages": HI, "stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
+        (CompletionBody, {"prompt": "x", "stream_options": {}}, "stream_options", "stream: true"),
         (ChatBody, {"messages": HI, "chat_template_kwargs": {"a": NAN}}, "chat_template_kwargs", "finite"),
         (ChatBody, {"messages": HI, "structured_outputs": {"json": {"const": NAN}}}, "structured_outputs", "finite"),
     ],
@@ -46,3 +53,22 @@ def test_the_field_at_fault_is_named(model, body, param, told):
     error = of_validation(caught.value)
     assert (error.param, told in error.message) == (param, True), error.message
     assert error.message.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "message"),
+    [
+        (CompletionBody, {"n": 2, "temperature": -1}, "temperature=-1.0 must be"),
+        (CompletionBody, {"logprobs": 1, "prompt_logprobs": 30}, "prompt_logprobs=30 must be"),
+        (CompletionBody, {"stop": "x", "stop_token_ids": [-1]}, "stop_token_ids must hold"),
+        (ChatBody, {"logprobs": True, "top_logprobs": 21}, "top_logprobs=21 must be"),
+        (ChatBody, {"max_completion_tokens": 0}, "max_completion_tokens=0 must be"),
+        (ResponseBody, {"max_output_tokens": 0}, "max_output_tokens=0 must be"),
+        (CompletionBody, {"structured_outputs": {"rgex": "a"}}, "unknown option of structured_outputs 'rgex'"),
+    ],
+)
+def test_an_option_out_of_range_is_told_by_its_name_in_this_body(model, body, message):
+    asked = model.model_validate(SAYING[model] | body)
+    with pytest.raises(ApiError, match=message) as caught:
+        asked.params() if isinstance(asked, CompletionBody) else asked.turn(Dialect())
+    assert caught.value.param == max(body)

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import random
 import re
+import threading
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxserve import LLM, AsyncEngine, SamplingParams
-from jaxserve.errors import RequestError
+from jaxserve.errors import RequestError, UnavailableError
 from jaxserve.intake import Intake
 from jaxserve.sampling import grammar
 from jaxserve.sampling.logits import mask_words, obey, unpack
@@ -318,6 +319,59 @@ def test_others_need_no_thread_to_wait_for_a_grammar(grammars: grammar.Grammars)
     assert isinstance(found[7], asyncio.CancelledError)
     assert all(isinstance(one, grammar.Compiled) for one in found[1:7] + found[8:])
     assert free_s < 0.2, "threads wait"
+
+
+@pytest.fixture
+def slow(grammars: grammar.Grammars, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], threading.Event]:
+    """Pretend compilations, one after the other when the event is set; and what was compiled so far."""
+    found, go = list[str](), threading.Event()
+
+    def compiled(params: StructuredOutputsParams) -> Any:
+        go.wait(10)
+        found.append(str(params.regex))
+        return params.regex
+
+    monkeypatch.setattr(grammars, "_compile", compiled)
+    return found, go
+
+
+def ask_for(grammars: grammar.Grammars, client: str, regex: str) -> grammar.Compiling:
+    with pytest.raises(grammar.Compiling) as caught:
+        grammar.without_waiting(grammars.compile, StructuredOutputsParams(regex=regex), client)
+    return caught.value
+
+
+def test_clients_take_turns_and_nobody_can_fill_the_queue(
+    grammars: grammar.Grammars, slow: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(grammar, "_MOST_OF_CLIENT", 32)
+    found, go = slow
+    first = ask_for(grammars, "mallory", "m0")
+    while grammars._waiting:  # it has begun
+        time.sleep(0.001)
+    asked = [ask_for(grammars, "mallory", f"m{number}") for number in range(1, 33)]
+    with pytest.raises(UnavailableError, match="Try again later"):
+        ask_for(grammars, "mallory", "one more")
+    asked += [ask_for(grammars, client, f"{client}{number}") for client in ("ada", "bob") for number in range(2)]
+    go.set()
+    for one in (first, *asked):
+        one.done.result(10)
+    assert found[:8] == ["m0", "m1", "ada0", "bob0", "m2", "ada1", "bob1", "m3"]
+
+
+def test_who_waits_for_a_grammar_finds_it_however_many_others_came(grammars: grammar.Grammars, slow: Any):
+    found, go = slow
+    mine = ask_for(grammars, "ada", "mine")
+    others = [ask_for(grammars, f"client {number}", f"n{number}") for number in range(3 * grammar._KEPT)]
+    go.set()
+    assert mine.done.result(10) == "mine"
+    assert grammar.without_waiting(grammars.compile, StructuredOutputsParams(regex="mine")) == "mine"
+    for one in others:
+        one.done.result(10)
+    assert len(found) == len(set(found)) == 1 + len(others)
+    ask_for(grammars, "ada", "another").done.result(10)
+    grammars.compile(StructuredOutputsParams(regex="another"))
+    assert len(grammars._kept) == grammar._KEPT
 
 
 def test_guides_of_one_grammar_do_not_see_each_other(llm: LLM, grammars: grammar.Grammars):

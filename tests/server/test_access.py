@@ -130,12 +130,21 @@ def test_names_with_control_characters_stay_within_their_line(client, lines):
     assert line["client"] == forged
 
 
-def test_probes_are_logged_only_when_they_fail(client, lines):
+def test_probes_are_logged_only_when_they_change(client, lines, logged, monkeypatch):
     for path in ("/health", "/ready", "/metrics", "/load"):
         assert client.get(path).status_code == 200
     assert lines(0) == []
-    assert client.post("/health").status_code == 405
-    assert lines(1)[0]["status"] == 405
+    with monkeypatch.context() as closing:
+        closing.setattr(logged[0].app.state.server, "is_closing", True)
+        assert [client.get("/ready").status_code for _ in range(5)] == [503] * 5
+    assert [client.get("/ready").status_code for _ in range(5)] == [200] * 5
+    assert [client.post("/health").status_code for _ in range(2)] == [405] * 2
+    assert [(line["route"], line["status"]) for line in lines(4)] == [
+        ("/ready", 503),
+        ("/ready", 200),
+        ("/health", 405),
+        ("/health", 405),
+    ]
 
 
 WRONG = {
@@ -208,7 +217,7 @@ def test_at_level_debug_messages_are_told(logged):
     stream = io.StringIO()
     with logging_to(stream, level="debug"):
         httpx.post(f"{server.url}/fail")
-        assert f"ValueError: cannot read '{SECRET}'" in stream.getvalue()
+    assert f"ValueError: cannot read '{SECRET}'" in stream.getvalue()  # all is written when it ends
     assert logging.getLogger("jaxserve").level == logging.INFO  # as it was
 
 

@@ -1,5 +1,6 @@
 """/v1/batches: each line is answered once, behind interactive requests, whatever the file and whenever the server dies."""
 
+import io
 import json
 import os
 import re
@@ -13,8 +14,10 @@ import httpx
 import openai
 import pytest
 
-from jaxserve.errors import DeviceError
+from jaxserve.errors import DeviceError, UnavailableError
+from jaxserve.server.batch_run import Run
 from jaxserve.server.lane import LATER, Lane
+from jaxserve.server.logs import logging_to
 from tests.server.archive import KEYS, begin, client_of, end, line, rows, serving_files, upload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,8 +78,9 @@ def test_a_batch_is_answered_as_its_requests_would_be(alice):
 def test_lines_whose_bodies_are_wrong_are_errors_beside_the_answers(alice):
     lines = [line("good"), line("field", temprature=1), line("model", model="gpt-4"), line("stream", stream=True)]
     lines.append(line("client", client="bob"))
+    lines.append(line("form", guided_regex="(a"))
     done = end(alice, begin(alice, lines))
-    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 4)
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 5)
     assert set(rows(alice, done.output_file_id)) == {"good"}
     errors = rows(alice, done.error_file_id)
     told = {
@@ -88,7 +92,9 @@ def test_lines_whose_bodies_are_wrong_are_errors_beside_the_answers(alice):
         "model": (404, "model_not_found", 3),
         "stream": (400, "unsupported_field", 4),
         "client": (403, "wrong_client", 5),
+        "form": (400, "invalid_request", 6),
     }
+    assert errors["form"]["error"]["message"] == "guided_regex cannot be used: unclosed group"
     assert "did you mean 'temperature'" in errors["field"]["error"]["message"]
 
 
@@ -254,6 +260,19 @@ def test_a_failed_step_costs_nothing_but_time_and_an_engine_that_always_fails_en
     assert {row["error"]["code"] for row in rows(alice, done.error_file_id).values()} == {"batch_failed"}
 
 
+@pytest.mark.parametrize("where", [(Lane, "submit"), (Run, "_validate")])
+def test_a_bug_of_ours_is_logged_without_what_a_line_has_asked(alice, monkeypatch, capfd, where):
+    def wrong(*args, **options):
+        raise ValueError("xyzzy-plugh")
+
+    monkeypatch.setattr(*where, wrong)
+    log = io.StringIO()
+    with logging_to(log):
+        end(alice, begin(alice, [line("a")]))
+    assert "which is a bug" in log.getvalue() and "ValueError" in log.getvalue()
+    assert "xyzzy" not in log.getvalue() + "".join(capfd.readouterr())
+
+
 def test_batches_stay_behind_and_count_for_their_client(alice, engine):
     seen = []
     engine.listeners.append(seen.append)
@@ -268,6 +287,38 @@ def test_batches_stay_behind_and_count_for_their_client(alice, engine):
     assert {(request.client, request.priority) for request in requests} == {("alice", LATER - 5)}
     assert len(requests) == 12
     assert 1 <= most <= engine.config.max_num_seqs // 2
+
+
+def test_batches_wait_for_tokens_and_take_none_from_requests(engine, tmp_path):
+    with serving_files(engine, tmp_path, tokens_per_minute=600) as running, client_of(running) as client:
+        batch = begin(client, slow_lines(12))  # 2,400 tokens
+        quotas = running.app.state.server.quotas
+        account = quotas._accounts
+        wait_until(lambda: "alice/batches" in account and account["alice/batches"].tokens.level <= 0)
+        wait_until_idle(engine)
+        assert client.completions.create(model="tiny", prompt="a", max_tokens=2).usage.completion_tokens == 2
+        level = account["alice/batches"].tokens.level
+        assert level > -1000, "it has stopped: only what was under way is owed"
+        assert not account["alice/batches"].streams, "answers that were paid for are not held on to"
+        done = client.batches.retrieve(batch.id).request_counts.completed
+        assert 0 < done < 12
+        assert quotas.wait_s("alice/batches", time.monotonic()) > 0
+        quotas.tokens_per_minute = None  # the rest at once
+        assert end(client, batch).request_counts.completed == 12
+
+
+def test_a_batch_waits_for_its_grammars_until_it_is_cancelled(alice, engine, monkeypatch):
+    def busy(*args, **options):
+        raise UnavailableError("too many grammars wait to be compiled")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.intake, "request", busy)
+        waits, ends = (begin(alice, [line("a")]) for _ in range(2))
+        time.sleep(0.3)
+        alice.batches.cancel(ends.id)
+        done = end(alice, ends)
+        assert (done.status, rows(alice, done.error_file_id)["a"]["error"]["code"]) == ("cancelled", "batch_cancelled")
+    assert end(alice, waits).request_counts.completed == 1
 
 
 def wait_until_idle(engine):

@@ -66,13 +66,16 @@ def test_a_stream_is_the_whole_answer_in_pieces(client):
         assert all(len(token.top_logprobs) == 2 for token in told)
 
 
-def test_continuous_usage_counts_up(client):
-    options = {"include_usage": True, "continuous_usage_stats": True}
+@pytest.mark.parametrize(
+    "options", [{"continuous_usage_stats": True}, {"continuous_usage_stats": True, "include_usage": True}]
+)
+def test_continuous_usage_counts_what_was_told_so_far(client, options):
     asked = ASKED | {"extra_body": {"ignore_eos": True}}
     chunks = list(client.chat.completions.create(**asked, stream=True, stream_options=options))
     counts = [chunk.usage.completion_tokens for chunk in chunks]
     assert counts == sorted(counts)
-    assert counts[-1] == 12
+    assert (counts[0], counts[-1]) == (0, 12)
+    assert (not chunks[-1].choices) == ("include_usage" in options)
 
 
 def test_the_last_message_can_be_continued(client):

@@ -50,6 +50,25 @@ def test_a_file_comes_back_as_it_was_sent(alice, server):
     assert not list(folder_of(server).glob(f"{made.id}*"))
 
 
+@pytest.mark.parametrize("name", ["plain.jsonl", "ünï.jsonl", "a; filename=b", "a b"])
+def test_a_name_stays_a_name_in_the_header(alice, name):
+    made = upload(alice, b"content", name)
+    answer = alice.files.with_raw_response.content(made.id)
+    told = answer.headers["content-disposition"]
+    value = told.removeprefix("attachment; ").partition("=")[2]
+    assert urllib.parse.unquote(value.removeprefix("utf-8''").strip('"')) == made.filename
+    assert (answer.headers["content-length"], answer.headers["content-type"]) == ("7", "application/octet-stream")
+
+
+def test_a_file_that_is_deleted_before_it_is_opened_is_not_there(alice, server, monkeypatch):
+    made = upload(alice, b"content")
+    known = server.app.state.archive._files.get("alice", made.id)
+    alice.files.delete(made.id)
+    monkeypatch.setattr(FileStore, "get", lambda *args: known)
+    with pytest.raises(openai.NotFoundError, match="there is no file"):
+        alice.files.content(made.id)
+
+
 def test_files_are_listed_page_by_page_newest_first(alice):
     names = [upload(alice, b"{}", f"{number}.jsonl").filename for number in range(5)]
     page = alice.files.list(limit=2)
@@ -186,6 +205,14 @@ def test_another_server_may_not_have_the_same_folder(engine, server, tmp_path):
         answer = httpx.get(f"{second.url}/v1/files")
     assert answer.status_code == 503
     assert "--files-dir of its own" in answer.json()["error"]["message"]
+
+
+def test_a_folder_that_cannot_be_used_is_told_with_what_to_do(engine, tmp_path):
+    (tmp_path / "file").touch()
+    with serving(create_app(ServerConfig(files_dir=str(tmp_path / "file" / "x")), ("tiny",), engine)) as running:
+        answer = httpx.get(f"{running.url}/v1/files")
+    assert answer.status_code == 503
+    assert "Give --files-dir one that may be written in" in answer.json()["error"]["message"]
 
 
 def folder_of(server):

@@ -37,6 +37,11 @@ def test_all_keys_are_compared_in_constant_time_wherever_the_right_one_stands(mo
         assert seen == [(32, 32)] * 3, "not every hash was compared"
 
 
+def test_a_key_that_is_no_text_is_refused_as_others_are():
+    with pytest.raises(ConfigError, match="no plain ASCII"):  # what a shell makes of --api-key $'\\xff'
+        keys_of(ServerConfig(api_key=["\udcff"]))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,9 +1,12 @@
 """Stored responses belong to a client, and there is only so much room."""
 
-from jaxserve.openai.messages import Message
+import pytest
+
+from jaxserve.openai.messages import FunctionCall, Message, ToolCall
 from jaxserve.server.response_store import ResponseStore
 
 SAID = (Message(role="user", content="x" * 1000),)
+LONG = "x" * 10_000
 
 
 def test_nobody_reads_or_deletes_what_is_anothers():
@@ -27,6 +30,23 @@ def test_the_oldest_make_room_and_the_count_is_kept():
     for number in kept:
         store.delete("ada", str(number))
     assert store._num_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(role="user", content=LONG),
+        Message(role="assistant", content="", reasoning=LONG),
+        Message(role="tool", content="", tool_call_id=LONG),
+        Message(role="assistant", tool_calls=[ToolCall(function=FunctionCall(name="f", arguments=LONG))]),
+        Message(role="assistant", tool_calls=[ToolCall(function=FunctionCall(name="f", arguments={"a": LONG}))]),
+        Message(role="assistant", tool_calls=[ToolCall(function=FunctionCall(name=LONG))]),
+    ],
+)
+def test_whatever_makes_a_message_long_counts(message):
+    store = ResponseStore(10_000)
+    store.put("ada", {"id": "1"}, (message,))
+    assert store.get("ada", "1") is None
 
 
 def test_what_is_too_large_is_not_kept_and_pushes_nobody_out_of_reach_of_the_books():

@@ -133,6 +133,7 @@ def test_a_conversation_goes_on(client):
     whole = client.responses.create(**ASKED | {"input": told})
     assert second.output_text == whole.output_text
     assert second.usage.input_tokens == whole.usage.input_tokens
+    assert first.id.startswith("resp_") and first.output[0].id.startswith("msg_"), "clients look at these"
     assert second.previous_response_id == first.id
 
 

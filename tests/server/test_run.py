@@ -153,6 +153,22 @@ def test_a_signal_while_loading_ends_it_at_once(monkeypatch, keeps_signals, numb
     assert codes == [code] and "stopped while loading" in said
 
 
+def test_what_is_logged_last_is_written(tmp_path):
+    program = """
+import sys, time
+from jaxserve.server.config import ServerConfig
+from jaxserve.server.run import run_server
+run_server(ServerConfig(port=0, files_dir=sys.argv[1]), ("tiny",), lambda: time.sleep(60))
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "files")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "listening" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert "stopped while loading" in process.stderr.read()
+    assert process.returncode == 0
+
+
 def test_who_listens_to_all_without_a_key_is_warned(monkeypatch, keeps_signals):
     said = while_serving(FakeEngine, lambda url: None, monkeypatch, host="0.0.0.0")
     assert said[0].startswith("whoever reaches")

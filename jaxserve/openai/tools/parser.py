@@ -6,9 +6,10 @@ arguments, or (a tag, a comma between calls) not at all.
 """
 
 import dataclasses
-import uuid
 from collections.abc import Callable, Generator
 from typing import Protocol, TypeVar
+
+from jaxserve.openai.ids import new_id
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Arguments:
 
 
 Piece = Text | CallStart | Arguments
+
 T = TypeVar("T")
 Rules = Generator[None, str, T]
 
@@ -54,7 +56,7 @@ class ToolParser(Protocol):
 
 def new_call_id() -> str:
     """An id like OpenAI's."""
-    return f"call_{uuid.uuid4().hex[:24]}"
+    return new_id("call_")[:29]
 
 
 class Sink:

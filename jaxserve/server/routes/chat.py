@@ -6,14 +6,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from jaxserve.openai.chat import PREFIX, ChatBody, Chunks, answer
-from jaxserve.openai.envelope import new_id
+from jaxserve.openai.ids import new_id
+from jaxserve.server.aside import answered, size_of
 from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
-from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
 from jaxserve.server.sse import EventStream, while_there
 from jaxserve.server.state import state_of
-from jaxserve.server.turns import start, told
+from jaxserve.server.turns import start
 from jaxserve.stream import Pace, Stream
 
 router = APIRouter()
@@ -34,7 +34,7 @@ async def chat_completions(request: Request) -> Response:
     if body.stream:
         return EventStream(_frames(stream, Chunks(body, turn, response_id, model), state.pace))
     output = await while_there(request, engine.finish(stream))
-    return await told(engine, output, lambda: JsonResponse(answer(body, turn, response_id, model, output)))
+    return await answered(engine, size_of([output]), lambda: answer(body, turn, response_id, model, output))
 
 
 async def _frames(stream: Stream, chunks: Chunks, pace: Pace) -> AsyncIterator[bytes]:

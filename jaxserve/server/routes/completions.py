@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from jaxserve.openai.completion import PREFIX, Chunks, CompletionBody, answer
-from jaxserve.openai.envelope import new_id
+from jaxserve.openai.ids import new_id
 from jaxserve.output import RequestOutput
 from jaxserve.request import SamplingParams
+from jaxserve.server.aside import answered, size_of
 from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
-from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
 from jaxserve.server.sse import EventStream, while_there
 from jaxserve.server.state import ServerState, state_of
@@ -39,7 +39,8 @@ async def completions(request: Request) -> Response:
         chunks = Chunks(body, response_id, model, state.tokenizer)
         return EventStream(_frames(streams, chunks, state.pace))
     outputs = await while_there(request, finish(state, streams))
-    return JsonResponse(answer(body, response_id, model, outputs, state.tokenizer))
+    size, tokenizer = size_of(outputs), state.tokenizer
+    return await answered(state.ready_engine, size, lambda: answer(body, response_id, model, outputs, tokenizer))
 
 
 async def start(
@@ -54,7 +55,7 @@ async def start(
         return made(engine, ready, params, form, meta=meta, request_id=request_id)
 
     prompts, asked = body.prompts, body.asked()
-    form = asked.field if asked else None
+    form = asked.field if asked else ""
     requests = [await engine.prepare(one, number, prompt) for number, prompt in enumerate(prompts)]
     streams = list[Stream]()
     try:

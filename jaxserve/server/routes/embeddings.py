@@ -10,9 +10,10 @@ from starlette.responses import Response
 from jaxserve.intake import score_of, vectors_of
 from jaxserve.openai import embedding, score
 from jaxserve.openai.embedding import EmbeddingBody, cosines
-from jaxserve.openai.envelope import new_id
+from jaxserve.openai.ids import new_id
 from jaxserve.openai.prompts import PromptFields, listed
 from jaxserve.openai.score import RerankBody, ScoreBody
+from jaxserve.server.aside import answered, size_of
 from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import meta_of
 from jaxserve.server.json import JsonResponse
@@ -31,7 +32,8 @@ async def embeddings(request: Request) -> Response:
     inputs = listed(body.input)
     work = _vectors(state, body, inputs, meta, new_id(embedding.PREFIX), normalize=body.normalize)
     vectors, num_tokens = await while_there(request, work)
-    return JsonResponse(embedding.answer(body, model, vectors, num_tokens))
+    engine = state.ready_engine
+    return await answered(engine, vectors.size, lambda: embedding.answer(body, model, vectors, num_tokens))
 
 
 @router.post("/score", include_in_schema=False)
@@ -46,7 +48,7 @@ async def scores(request: Request) -> Response:
         work = _cosines(state, body, body.left, body.right, meta, response_id)
         values, num_tokens = await while_there(request, work)
         return JsonResponse(score.pairs_answer(response_id, model, values, num_tokens))
-    return JsonResponse(await while_there(request, _likelihoods(state, body, model, meta, response_id)))
+    return await while_there(request, _likelihoods(state, body, model, meta, response_id))
 
 
 @router.post("/rerank", include_in_schema=False)
@@ -90,13 +92,12 @@ async def _cosines(
     response_id: str,
 ) -> tuple[Sequence[float], int]:
     vectors, num_tokens = await _vectors(state, body, [*left, *right], meta, response_id)
-    ours, theirs = np.split(vectors, [len(left)])
-    return cosines(np.broadcast_to(ours, theirs.shape), theirs), num_tokens
+    return cosines(vectors, len(left)), num_tokens
 
 
 async def _likelihoods(
     state: ServerState, body: ScoreBody, model: str, meta: dict[str, Any], response_id: str
-) -> dict[str, Any]:
+) -> Response:
     engine, prompt, continuations = state.ready_engine, body.prompt, body.continuations
     assert prompt is not None and continuations is not None
 
@@ -105,6 +106,10 @@ async def _likelihoods(
 
     made = await engine.prepare(lambda: [one(*each) for each in enumerate(continuations)])
     outputs = await engine.finish_all(made)
-    found = [score_of(request, output) for (request, _), output in zip(made, outputs, strict=True)]
     num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
-    return score.likelihood_answer(response_id, model, found, num_tokens)
+
+    def answer() -> dict[str, Any]:
+        found = [score_of(request, output) for (request, _), output in zip(made, outputs, strict=True)]
+        return score.likelihood_answer(response_id, model, found, num_tokens)
+
+    return await answered(engine, size_of(outputs), answer)

@@ -4,12 +4,13 @@ import asyncio
 
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from jaxserve.openai.batch import ExpiresAfter
 from jaxserve.openai.errors import ApiError, of_validation
 from jaxserve.server.archive import archive_of
 from jaxserve.server.caller import caller_of
+from jaxserve.server.download import Download
 from jaxserve.server.files import BATCH
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.pages import page, parameters
@@ -63,15 +64,12 @@ async def delete(request: Request, file_id: str) -> Response:
     return JsonResponse({"id": file_id, "object": "file", "deleted": True})
 
 
-@router.get("/v1/files/{file_id}/content", response_class=FileResponse)
+@router.get("/v1/files/{file_id}/content", response_class=Response)
 async def content(request: Request, file_id: str) -> Response:
-    """What is in a file. Browsers are told not to guess what that is."""
+    """What is in a file."""
     files, _, _ = await archive_of(request).open()
     file = files.get(caller_of(request).client, file_id)
-    headers = {"x-content-type-options": "nosniff"}
-    return FileResponse(
-        files.path(file), media_type="application/octet-stream", filename=file.filename, headers=headers
-    )
+    return Download(files.path(file), file)
 
 
 def _ttl_s(fields: dict[str, str]) -> float | None:

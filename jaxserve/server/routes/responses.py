@@ -7,19 +7,20 @@ from starlette.responses import Response as HttpResponse
 
 from jaxserve.async_engine import AsyncEngine
 from jaxserve.errors import JaxserveError
-from jaxserve.openai.envelope import new_id
 from jaxserve.openai.errors import ApiError, api_error
+from jaxserve.openai.ids import new_id
 from jaxserve.openai.messages import Message
 from jaxserve.openai.response_output import Response
 from jaxserve.openai.responses import PREFIX, ResponseBody
 from jaxserve.output import RequestOutput
+from jaxserve.server.aside import answered, aside, size_of
 from jaxserve.server.bodies import answers, documents, read_body
 from jaxserve.server.caller import caller_of, meta_of
 from jaxserve.server.json import JsonResponse
 from jaxserve.server.merge import merged
 from jaxserve.server.sse import EventStream, while_there
 from jaxserve.server.state import ServerState, state_of
-from jaxserve.server.turns import start, told
+from jaxserve.server.turns import start
 from jaxserve.stream import Pace, Stream
 
 router = APIRouter()
@@ -63,9 +64,10 @@ async def create_response(request: Request) -> HttpResponse:
     if body.stream:
         return EventStream(_frames(engine, job, stream, state.pace), done=b"")
     output = await while_there(request, engine.finish(stream))
-    await told(engine, output, lambda: job.response.whole(output))
+    size = size_of([output])
+    await aside(engine, size, lambda: job.response.whole(output))
     await job.end(engine, output)
-    return await told(engine, output, lambda: JsonResponse(job.response.body))
+    return await answered(engine, size, lambda: job.response.body)
 
 
 @router.get("/v1/responses/{response_id}")

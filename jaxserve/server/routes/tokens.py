@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from jaxserve.openai.tokens import DetokenizeBody, TokenizeBody, tokenize_answer
 from jaxserve.server.bodies import answers, documents, read_body
-from jaxserve.server.json import JsonResponse
+from jaxserve.server.json import JsonResponse, LongJsonResponse
 from jaxserve.server.state import state_of
 
 router = APIRouter()
@@ -18,9 +18,13 @@ async def tokenize(request: Request) -> Response:
     """The tokens of a text or of a conversation."""
     state, body = state_of(request), await read_body(request, TokenizeBody)
     state.model(body.model)
-    engine = state.ready_engine
-    ids = await engine.prepare(body.tokens, engine.tokenizer, state.dialect)
-    return JsonResponse(tokenize_answer(body, ids, engine.tokenizer, engine.max_model_len))
+    engine, dialect = state.ready_engine, state.dialect
+
+    def answer() -> Response:
+        ids = body.tokens(engine.tokenizer, dialect)
+        return LongJsonResponse(tokenize_answer(body, ids, engine.tokenizer, engine.max_model_len))
+
+    return await engine.prepare(answer)
 
 
 @router.post("/detokenize", openapi_extra=documents(DetokenizeBody, answers("", "prompt")))
