@@ -40,8 +40,15 @@ class Room:
         return self.device_bytes // num_used if self.is_host else self.device_bytes - self.used_bytes
 
     def default_pool(self, free: int, num_used: int) -> int:
-        """Bytes of each device for a pool that the user gave no size, of those that are free."""
-        return min(free, _CPU_POOL_BYTES // num_used) if self.is_host else free
+        """Bytes of each device for a pool that the user gave no size, of those that are free.
+
+        What is free of the host's memory is another number at each start, and programs of another pool would have to be
+        compiled. So there it is rounded down, to three binary digits.
+        """
+        if not self.is_host:
+            return free
+        rounded = free >> (digits := max(free.bit_length() - 3, 0)) << digits
+        return min(rounded, _CPU_POOL_BYTES // num_used)
 
 
 def of_chip(chip: str, num_devices: int, device_bytes: int | None = None) -> Room:

@@ -73,6 +73,9 @@ def test_emulated_devices_share_the_hosts_memory(monkeypatch: pytest.MonkeyPatch
     assert (here.platform, here.num_devices, here.limit(4)) == ("cpu", 8, 16 * GIB)
     assert here.usable(1.0, 4) == 8 * GIB  # half is left to others
     assert here.default_pool(8 * GIB, 4) == GIB // 2
+    some = {here.default_pool(int(share * GIB), 1) for share in (1.26, 1.31, 1.4999)}  # free at several starts
+    assert some == {5 * GIB // 4}, "one pool, and so one set of programs"
+    assert [here.default_pool(free, 1) for free in (0, 5, 7, 9)] == [0, 5, 7, 8]
 
 
 def fake_devices(monkeypatch: pytest.MonkeyPatch, kind: str, stats: list[dict[str, int] | None]) -> None:
