@@ -18,7 +18,6 @@ from jaxserve.server.caller import Caller
 from jaxserve.server.config import FORM_BYTES, ServerConfig
 from jaxserve.server.door import headers_of
 from jaxserve.server.json import error_response
-from jaxserve.server.turnstile import Turnstile
 
 CLOSING = "the server is shutting down; send the request again, to another one or a little later"
 
@@ -46,7 +45,6 @@ class Gate:
         self._app = app
         self._config = config
         self._quotas = quotas
-        self._turnstile = Turnstile()
         self._has_rates = bool(config.requests_per_minute or config.tokens_per_minute)
         self._may_expire = bool(config.request_timeout or config.enforce_deadlines)
 
@@ -70,7 +68,6 @@ class Gate:
             told = ApiError(refusal.message, status=429, code=refusal.code)
             return await error_response(told, wait_s=refusal.wait_s)(scope, receive, send)
         try:
-            await self._turnstile.enter()
             if self._may_expire:
                 return await self._in_time(scope, _counted(receive, limit), send)
             return await self._app(scope, _counted(receive, limit), send)

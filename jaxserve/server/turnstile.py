@@ -3,16 +3,28 @@
 import asyncio
 from collections import deque
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 
 class Turnstile:
-    """Lets so many in at each round of the event loop; to read a request and begin it takes a third of a millisecond."""
+    """Lets so many requests in at each round of the event loop; to read one and begin it takes some 0.4 ms.
 
-    def __init__(self, most: int = 8):
+    Before all else: even the way to the route, for 256 who come at once, takes 20 ms.
+    """
+
+    def __init__(self, app: ASGIApp, most: int = 8):
+        self._app = app
         self._most = most
         self._num_in = 0  # in this round
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http":
+            await self._enter()
+        await self._app(scope, receive, send)
+
+    async def _enter(self) -> None:
         """Returns at once, or in a later round, in the order of arrival."""
         loop = asyncio.get_running_loop()
         if self._num_in == self._most:

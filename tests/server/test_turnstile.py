@@ -7,11 +7,15 @@ from jaxserve.server.turnstile import Turnstile
 
 def test_rounds():
     async def main():
-        turnstile, round_, entered = Turnstile(3), 0, []
+        round_, entered = 0, []
 
-        async def one(number):
-            await turnstile.enter()
-            entered.append((number, round_))
+        async def app(scope, receive, send):
+            entered.append((scope["number"], round_))
+
+        turnstile = Turnstile(app, 3)
+
+        def one(number):
+            return turnstile({"type": "http", "number": number}, None, None)
 
         tasks = [asyncio.ensure_future(one(number)) for number in range(10)]
         for round_ in range(1, 9):
