@@ -149,7 +149,7 @@ def open_store(folder: Path, facts: Mapping[str, Any], devices: Sequence[Any]) -
         _log.warning("compiled programs are not kept: %s", error)
         return None
     if not is_ours:
-        _log.warning("compiled programs are not kept in %s, because others may write there", folder)
+        _log.warning("compiled programs are not kept in %s, because others may write there; chmod go-w helps", folder)
         return None
     return ProgramStore(folder, {**facts, **_surroundings()}, sources, devices)
 
