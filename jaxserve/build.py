@@ -103,11 +103,10 @@ def build(
     started_s = time.perf_counter()
     params = _load_weights(folder, config, plan, mesh)
     loaded_s = time.perf_counter()
-    store, keeping = None, contextlib.nullcontext()
+    store = None
     if programs_folder is not None:
         store = _program_store(programs_folder, config, plan, mesh, params, attention_backend)
-        keeping = instead_of_jaxs_cache() if store is not None else keeping
-    with keeping:
+    with contextlib.nullcontext() if store is None else instead_of_jaxs_cache():
         executor = _make_executor(config, plan, mesh, params, store)
         executor.warm_up(progress=config.progress)
     runner = executor if followers is None else followers.lead(executor)

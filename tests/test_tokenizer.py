@@ -2,8 +2,6 @@
 
 import json
 import random
-import threading
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from jaxserve.errors import CheckpointError, RequestError
 from jaxserve.model_source import find_model
 from jaxserve.tokenizer import load_tokenizer
+from tests.support.turns import turns_during
 
 CORPUS = ["the cat sat on the mat", "größe, naïve, 東京, 😀 👩‍🚀 emoji", "a b  c   d", "привет мир"] * 4
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ eos_token }}"
@@ -204,23 +203,8 @@ def test_long_texts_hold_up_no_other_thread(name):
     tokenizer = load_tokenizer(find_model("tiny"))
     ids = random.Random(0).choices(range(300, 1000), k=200_000)
     text = tokenizer.decode(ids[:100_000])
-    num_turns, is_done = 0, threading.Event()
-
-    def take_turns():
-        nonlocal num_turns
-        while not is_done.wait(0.001):
-            num_turns += 1
-
-    other = threading.Thread(target=take_turns)
-    other.start()
     work, given = getattr(tokenizer, name), {"encode": text, "decode": ids}[name]
-    time.sleep(0.01)
-    before = num_turns
-    work(given)
-    after = num_turns
-    is_done.set()
-    other.join()
-    assert before and after - before >= 8
+    assert turns_during(lambda: work(given)) >= 8
 
 
 def test_long_texts_have_the_tokens_that_short_ones_have():

@@ -9,7 +9,7 @@ from jaxserve.stream import Pace, Stream
 
 
 async def merged(streams: Sequence[Stream], pace: Pace) -> AsyncIterator[tuple[int, list[Event]]]:
-    """(number of the stream, its news, one event for each of its answers); leaving early ends the requests.
+    """(number of the stream, its news, one event for each of its answers). Who leaves early ends the requests.
 
     `pace` of each answer: a request of several has as many times the events.
 
@@ -19,29 +19,25 @@ async def merged(streams: Sequence[Stream], pace: Pace) -> AsyncIterator[tuple[i
     """
     for stream in streams:
         stream.pace = pace._replace(num_events=pace.num_events * stream.request.params.n)
+    if len(streams) == 1:  # nearly always
+        while events := await streams[0].take():
+            yield 0, _good(events)
+        return
+    queue: asyncio.Queue[tuple[int, list[Event] | BaseException]] = asyncio.Queue(maxsize=len(streams))
+    tasks = [asyncio.ensure_future(_forward(number, stream, queue)) for number, stream in enumerate(streams)]
     try:
-        if len(streams) == 1:  # nearly always
-            while events := await streams[0].take():
-                yield 0, _good(events)
-            return
-        queue: asyncio.Queue[tuple[int, list[Event] | BaseException]] = asyncio.Queue(maxsize=len(streams))
-        tasks = [asyncio.ensure_future(_forward(number, stream, queue)) for number, stream in enumerate(streams)]
-        try:
-            num_left = len(streams)
-            while num_left:
-                number, news = await queue.get()
-                if isinstance(news, BaseException):
-                    raise news
-                if news:
-                    yield number, _good(news)
-                else:
-                    num_left -= 1
-        finally:
-            for task in tasks:
-                task.cancel()
+        num_left = len(streams)
+        while num_left:
+            number, news = await queue.get()
+            if isinstance(news, BaseException):
+                raise news
+            if news:
+                yield number, _good(news)
+            else:
+                num_left -= 1
     finally:
-        for stream in streams:
-            stream.abort()
+        for task in tasks:
+            task.cancel()
 
 
 async def _forward(number: int, stream: Stream, queue: asyncio.Queue[tuple[int, list[Event] | BaseException]]) -> None:

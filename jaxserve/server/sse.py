@@ -52,7 +52,7 @@ class EventStream(Response):
         finally:
             sending.cancel()
             watching.cancel()
-            for request in self._requests:  # nobody else does if `frames` was never begun
+            for request in self._requests:  # here: `frames` may never have begun
                 request.abort()
 
     async def _send(self, send: Send) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from jaxserve.openai.envelope import dumps, dumps_in_pieces
 from jaxserve.server.json import JsonResponse, LongJsonResponse
+from tests.support.turns import turns_during
 
 IDS = list(range(5, 1005))
 SCORED = {"temperature": 0, "echo": True, "logprobs": 5, "max_tokens": 1}
@@ -60,16 +61,4 @@ def test_json_in_pieces_knows_no_infinity_either():
 
 def test_json_in_pieces_lets_others_work():
     content = {"data": [{"embedding": [index / 7] * 1000} for index in range(1000)]}
-    num_turns, is_done = 0, threading.Event()
-
-    def take_turns():
-        nonlocal num_turns
-        while not is_done.wait(0.001):
-            num_turns += 1
-
-    other = threading.Thread(target=take_turns)
-    other.start()
-    dumps_in_pieces(content)
-    is_done.set()
-    other.join()
-    assert num_turns >= 8
+    assert turns_during(lambda: dumps_in_pieces(content)) >= 8
